@@ -1,0 +1,316 @@
+"""Array modules, shapes and dtypes at the public edge, and threads.
+
+Public functions take signals as ``S`` (one signal, one channel), ``(n, *S)`` or ``(n, C, *S)``; this module turns them
+into the full form, the only one that the rest of the package knows.
+"""
+
+import contextlib
+import numbers
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from emdl.errors import InputError, InputTypeError
+
+_POOL = {}
+_INSIDE = threading.local()
+
+
+def array_module(*arrays):
+    """Return the module that owns all `arrays`, ``numpy`` or ``cupy``; None is ignored.
+
+    Parameters
+    ----------
+    *arrays : array or None
+        Arrays of one library; anything that is not a CuPy array counts as NumPy.
+
+    Returns
+    -------
+    module
+        ``numpy`` or ``cupy``.
+
+    Raises
+    ------
+    InputTypeError
+        If NumPy and CuPy arrays are mixed.
+    """
+    cupy = sys.modules.get("cupy")  # a CuPy array can exist only once cupy is imported
+    given = [a for a in arrays if a is not None and not isinstance(a, numbers.Number)]
+    on_gpu = [cupy is not None and isinstance(a, cupy.ndarray) for a in given]
+    if not any(on_gpu):
+        return np
+    if all(on_gpu):
+        return cupy
+    kinds = ", ".join(type(a).__module__.partition(".")[0] for a in given)
+    raise InputTypeError(f"got arrays of different libraries ({kinds}); move all to one, with cupy.asarray or cupy.asnumpy")
+
+
+def as_real(x, name):
+    """Return `x` as an array of float32 or float64 with finite entries; it is copied only where it must be.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers. float32 and float64 are kept, float16 becomes float32, everything else real becomes float64.
+    name : str
+        What the caller calls it, for the messages.
+
+    Returns
+    -------
+    array
+        Same shape, native byte order.
+
+    Raises
+    ------
+    InputTypeError
+        If `x` is complex, masked, or holds no numbers.
+    InputError
+        If an entry is NaN or infinite; the first such index is named.
+    """
+    xp = array_module(x if hasattr(x, "dtype") else None)
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputTypeError(f"{name} is a masked array, which would be read as if nothing were masked; fill it first")
+    x = xp.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise InputTypeError(f"{name} has dtype {x.dtype}, wanted real numbers; convert it first")
+    dtype = np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 else np.float64
+    x = x.astype(dtype, copy=False)
+    good = xp.isfinite(x)
+    if not bool(good.all()):
+        first = tuple(int(i[0]) for i in xp.nonzero(~good))
+        raise InputError(f"{name} has a value that is not finite, the first at index {first}; remove or interpolate it")
+    return x
+
+
+def as_dictionary(D, dtype=None):
+    """Return the dictionary as a contiguous array (K, C, *s) of `dtype`.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Atoms with one or two axes of support.
+    dtype : dtype, optional
+        Dtype of the work; by default that of `D`.
+
+    Returns
+    -------
+    array (K, C, *s)
+        A view of `D` where possible.
+
+    Raises
+    ------
+    InputError
+        If `D` does not have rank 3 or 4, or has an axis of length zero.
+    """
+    D = as_real(D, "D")
+    if D.ndim not in (3, 4) or 0 in D.shape:
+        raise InputError(
+            f"D has shape {D.shape}, wanted (n_atoms, n_channels, *atom_shape) with one or two axes of support; "
+            "for one channel write D[:, None]"
+        )
+    return array_module(D).ascontiguousarray(D, dtype=dtype)
+
+
+def as_signals(y, n_axes, name="y"):
+    """Return signals in the full form (n, C, *S), contiguous.
+
+    Parameters
+    ----------
+    y : array S, (n, *S) or (n, C, *S)
+        Signals.
+    n_axes : int
+        Number of axes of one channel of a signal, 1 or 2.
+    name : str
+        What the caller calls it, for the messages.
+
+    Returns
+    -------
+    array (n, C, *S)
+        A view of `y` where possible.
+
+    Raises
+    ------
+    InputError
+        If the rank does not fit, or an axis has length zero.
+    """
+    y = as_real(y, name)
+    if not n_axes <= y.ndim <= n_axes + 2 or 0 in y.shape:
+        axes = "(time,)" if n_axes == 1 else "(rows, columns)"
+        raise InputError(
+            f"{name} has shape {y.shape}, wanted S, (n, *S) or (n, C, *S) with S = {axes}, no axis empty; "
+            "the rank of the atoms decides how many axes S has"
+        )
+    if y.ndim == n_axes:
+        y = y[None, None]
+    elif y.ndim == n_axes + 1:
+        y = y[:, None]
+    return array_module(y).ascontiguousarray(y)
+
+
+def as_stride(stride, n_axes):
+    """Return the stride as a tuple of `n_axes` positive ints.
+
+    Parameters
+    ----------
+    stride : int or tuple of int
+        Distance of neighbouring code positions, samples.
+    n_axes : int
+        Number of axes.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    InputError
+        If a stride is not a whole number of at least 1, or their number is wrong.
+    """
+    given = (stride,) * n_axes if isinstance(stride, numbers.Integral) else tuple(np.atleast_1d(stride).tolist())
+    if len(given) != n_axes or any(not isinstance(t, numbers.Integral) or t < 1 for t in given):
+        raise InputError(f"stride is {stride!r}, wanted a whole number >= 1 or {n_axes} of them")
+    return tuple(int(t) for t in given)
+
+
+def code_positions(signal_shape, atom_shape, stride):
+    """Return P = (S - s) / stride + 1 along each axis, the number of places where an atom lies inside the signal.
+
+    Parameters
+    ----------
+    signal_shape, atom_shape, stride : tuple of int
+        Samples along each axis.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    InputError
+        If the signal is shorter than an atom, or the stride leaves samples over that no atom covers.
+    """
+    for S, s, t in zip(signal_shape, atom_shape, stride, strict=True):
+        if s > S:
+            raise InputError(f"the signal is {S} samples long, shorter than an atom of {s}; use a longer one or shorter atoms")
+        if (S - s) % t:
+            fit = S - (S - s) % t
+            raise InputError(
+                f"signal length {S}, atom length {s} and stride {t} leave {S - fit} samples that no atom covers; "
+                f"crop the signal to {fit} or pad it to {fit + t}"
+            )
+    return tuple((S - s) // t + 1 for S, s, t in zip(signal_shape, atom_shape, stride, strict=True))
+
+
+def check_number(value, name, low, high=np.inf, *, strict=False):
+    """Return `value` as a float, after making sure that it lies in a range.
+
+    Parameters
+    ----------
+    value : float
+        What was given.
+    name : str
+        Its name, for the message.
+    low, high : float
+        The range, ends included.
+    strict : bool
+        Leave `low` out of the range.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InputError
+        If `value` is not one finite number of the range.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number) or number < low or number > high or (strict and number == low):
+        wanted = f"{'>' if strict else '>='} {low:g}" + ("" if high == np.inf else f" and <= {high:g}")
+        raise InputError(f"{name} is {value!r}, wanted one finite number {wanted}")
+    return number
+
+
+def check_count(value, name, low=1):
+    """Return `value` as an int, after making sure that it is a whole number of at least `low`.
+
+    Parameters
+    ----------
+    value : int
+        What was given.
+    name : str
+        Its name, for the message.
+    low : int
+        Smallest allowed value.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        If `value` is no whole number, or less than `low`.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        raise InputError(f"{name} is {value!r}, wanted a whole number >= {low}")
+    return int(value)
+
+
+def n_threads():
+    """Return how many threads the package uses.
+
+    The smallest of the processors that this process may use and of NUMBA_NUM_THREADS and OMP_NUM_THREADS, where set.
+    Results do not depend on it.
+
+    Returns
+    -------
+    int
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    limits = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        with contextlib.suppress(ValueError):
+            limits.append(int(os.environ.get(name, "")))
+    return max(1, min(limits))
+
+
+def parallel_map(function, tasks):
+    """Return ``[function(task) for task in tasks]``, computed by threads; the order is kept.
+
+    The functions must release the interpreter lock (numba kernels do) to gain anything. Called from within one of its own
+    threads it runs in place, so that nested calls neither deadlock nor take more threads.
+
+    Parameters
+    ----------
+    function : callable
+        Called with one task.
+    tasks : iterable
+        Pieces of work that do not depend on each other.
+
+    Returns
+    -------
+    list
+    """
+    tasks = list(tasks)
+    count = n_threads()
+    if len(tasks) < 2 or count < 2 or getattr(_INSIDE, "pool", False):
+        return [function(task) for task in tasks]
+    pool = _POOL.get(count)
+    if pool is None:
+        pool = _POOL.setdefault(count, ThreadPoolExecutor(count, "emdl", initializer=_mark_thread))
+    return list(pool.map(function, tasks))
+
+
+def _mark_thread():
+    _INSIDE.pool = True
+
+
+if hasattr(os, "register_at_fork"):  # the threads of a pool do not live on in a forked child
+    os.register_at_fork(after_in_child=_POOL.clear)

@@ -1,0 +1,116 @@
+"""The non-zeros of codes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emdl.errors import InputError
+
+
+@dataclass(frozen=True)
+class SparseCodes:
+    """Codes of n signals, of which only the non-zeros are stored, signal by signal and position by position.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n, K, *P), the shape of the dense codes.
+    start : ndarray (n + 1,) of int64
+        Signal i has the entries ``start[i]:start[i + 1]``.
+    index : ndarray (n_nonzero,) of int64
+        ``position * K + atom``, with the position in C order over P; increasing within a signal.
+    value : ndarray (n_nonzero,)
+        The codes, data unit.
+    """
+
+    shape: tuple
+    start: np.ndarray
+    index: np.ndarray
+    value: np.ndarray
+
+    @property
+    def n_nonzero(self):
+        """Number of stored codes."""
+        return int(self.start[-1])
+
+    @classmethod
+    def from_dense(cls, z):
+        """Return the non-zeros of a dense array.
+
+        Parameters
+        ----------
+        z : ndarray (n, K, *P)
+            Codes.
+
+        Returns
+        -------
+        SparseCodes
+        """
+        n, K = z.shape[:2]
+        flat = np.moveaxis(z.reshape(n, K, -1), 1, 2).reshape(n, -1)
+        row, index = np.nonzero(flat)
+        start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
+        return cls(z.shape, start, index.astype(np.int64), np.ascontiguousarray(flat[row, index]))
+
+    @classmethod
+    def stack(cls, shape, pieces, dtype):
+        """Return the codes of n signals from one (index, value) pair for each.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (n, K, *P).
+        pieces : list of (ndarray, ndarray)
+            `index` and `value` of each signal.
+        dtype : dtype
+            Of the values.
+
+        Returns
+        -------
+        SparseCodes
+        """
+        if len(pieces) != shape[0]:
+            raise InputError(f"got codes of {len(pieces)} signals, wanted {shape[0]}")
+        start = np.zeros(len(pieces) + 1, np.int64)
+        start[1:] = np.cumsum([len(index) for index, _ in pieces])
+        index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in pieces)])
+        value = np.concatenate([np.zeros(0, dtype), *(v for _, v in pieces)]).astype(dtype, copy=False)
+        return cls(tuple(shape), start, index, value)
+
+    def dense(self):
+        """Return the codes as an array (n, K, *P).
+
+        Returns
+        -------
+        ndarray (n, K, *P)
+        """
+        n, K = self.shape[:2]
+        z = np.zeros((n, K, int(np.prod(self.shape[2:]))), self.value.dtype)
+        row = np.repeat(np.arange(n), np.diff(self.start))
+        z[row, self.index % K, self.index // K] = self.value
+        return z.reshape(self.shape)
+
+    def signal(self, i):
+        """Return `index` and `value` of signal `i`.
+
+        Parameters
+        ----------
+        i : int
+            Which signal.
+
+        Returns
+        -------
+        tuple of ndarray
+        """
+        entries = slice(self.start[i], self.start[i + 1])
+        return self.index[entries], self.value[entries]
+
+    def l1(self):
+        """Return ||z_k||_1 for each atom, summed over the signals.
+
+        Returns
+        -------
+        ndarray (K,) of float64
+        """
+        K = self.shape[1]
+        return np.bincount(self.index % K, np.abs(self.value).astype(np.float64), minlength=K)
