@@ -73,14 +73,14 @@ def sample():
     return Recording(made.data, float(made.fs), "simulated tetrode")
 
 
-def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, skip_channels=()):
+def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, skip_channels=(), default_fs=None):
     """Read a recording from a file.
 
     Parameters
     ----------
     path : str or Path
-        ``.npy``; ``.npz`` (keys ``data`` and ``fs``); raw binary ``.dat``, ``.bin`` or ``.raw``; or HDF5 (a data set and
-        its attribute ``fs``, or a scalar data set ``fs`` beside it).
+        ``.npy``; ``.npz`` (keys ``data`` and ``fs``); raw binary ``.dat``, ``.bin`` or ``.raw``; or HDF5 (a data set
+        and its attribute ``fs``, or a scalar data set ``fs`` beside it).
     fs : float, optional
         Sampling rate, Hz. Needed where the file holds none; goes before the file's own.
     key : str, optional
@@ -94,6 +94,8 @@ def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, s
         raw binary as samples-first (interleaved), and the log says so.
     skip_channels : sequence of int, optional
         Channels to leave out, counted from 0.
+    default_fs : float, optional
+        Sampling rate, Hz, to take where neither `fs` nor the file says it; the log says so.
 
     Returns
     -------
@@ -115,10 +117,13 @@ def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, s
         raise InputError(f"dtype (--dtype) describes raw binary, but {path.name} carries its own; leave it out")
     if layout not in (None, *LAYOUTS):
         raise InputError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
-    data, fs_stored = _load(path, suffix, key, dtype, n_channels, fs)
+    data, fs_stored = _load(path, suffix, key, dtype, n_channels, fs or default_fs)
     _check_numbers(data, path.name)
     data = _channels_first(data, path, n_channels, layout)
     data = _drop_channels(data, skip_channels)
+    if fs is None and fs_stored is None and default_fs is not None:
+        fs = default_fs
+        logger.warning("%s does not say its sampling rate; %g Hz is taken", path.name, fs)
     rate = _sampling_rate(fs, fs_stored, path.name)
     check_values(data, path.name)
     return Recording(data, rate, path.name)
@@ -218,7 +223,7 @@ def _load_raw(path, key, dtype, n_channels, fs):
     size, frame = path.stat().st_size, dtype.itemsize * n_channels
     if size % frame:
         raise FileFormatError(
-            f"{path.name} has {size} bytes, no whole number of {frame}-byte samples ({n_channels} channels of {dtype}): "
+            f"{path.name} has {size} bytes, no whole number of samples of {frame} bytes ({n_channels} x {dtype}): "
             f"{size % frame} bytes remain; check --dtype and --channels"
         )
     return np.memmap(path, dtype=dtype, mode="r", shape=(size // frame, n_channels))
@@ -329,6 +334,7 @@ def check_values(data, name="data"):
     if len(dead) and data.shape[1] > 1:
         if len(dead) == data.shape[0]:
             raise InputError(f"{name}: every channel is constant; there is nothing to learn from it")
-        listed = ",".join(map(str, dead))
+        listed = ", ".join(map(str, dead))
+        flags = " ".join(f"--skip-channel {channel}" for channel in dead)
         which = f"channel {listed} is" if len(dead) == 1 else f"channels {listed} are"
-        raise InputError(f"{name}: {which} constant (dead); leave out by skip_channels (--skip-channels {listed})")
+        raise InputError(f"{name}: {which} constant (dead); leave out by skip_channels ({flags})")
