@@ -16,10 +16,10 @@ import numpy as np
 
 from emdl.backend import array_module
 from emdl.codes import SparseCodes
-from emdl.encoder import momenta
 from emdl.errors import InputError
 from emdl.ops import analyze_full, as_codes, correlate_signals, synthesize_full
 from emdl.prox import shrink_backward
+from emdl.unrolled import momenta
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from emdl import _kernels
+from emdl._kernels import planes as kernels
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_number, code_positions, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
@@ -363,7 +363,7 @@ def add_synthesis(y, z, D, stride, sign):
     """
     rows, atoms, (sh, sw), width = planes(y), planes(D), plane_stride(stride), z.shape[-1]
     parallel_map(
-        lambda i: _kernels.synthesize(*z.signal(i), atoms, sh, sw, width, D.dtype.type(sign), rows[i]), range(len(y))
+        lambda i: kernels.synthesize(*z.signal(i), atoms, sh, sw, width, D.dtype.type(sign), rows[i]), range(len(y))
     )
 
 
@@ -393,7 +393,7 @@ def analyze_full(r, D, stride):
     columns = PW if rows > 1 else max(1, _PIECE // D.size)
     pieces = itertools.product(range(len(r)), range(0, PH, rows), range(0, PW, columns))
     parallel_map(
-        lambda p: _kernels.analyze(
+        lambda p: kernels.analyze(
             signals[p[0]], atoms, sh, sw, p[1], min(p[1] + rows, PH), p[2], min(p[2] + columns, PW), codes[p[0]]
         ),
         pieces,
@@ -478,7 +478,7 @@ def correlate_codes(z, atom_shape, stride):
 
         def one(i):
             part = np.zeros((K, K, 2 * h - 1, 2 * w - 1))
-            _kernels.correlate_codes(*z.signal(i), K, h, w, sh, sw, PH, PW, part)
+            kernels.correlate_codes(*z.signal(i), K, h, w, sh, sw, PH, PW, part)
             return part
 
         return _sum_over_signals(one, z.shape[0]).reshape(K, K, *(2 * s - 1 for s in atom_shape))
@@ -520,7 +520,7 @@ def correlate_signals(z, y, atom_shape, stride):
 
         def one(i):
             part = np.zeros((K, C, h, w))
-            _kernels.correlate_signals(*z.signal(i), signals[i], K, sh, sw, z.shape[-1], part)
+            kernels.correlate_signals(*z.signal(i), signals[i], K, sh, sw, z.shape[-1], part)
             return part
 
         return _sum_over_signals(one, z.shape[0]).reshape(K, C, *atom_shape)
