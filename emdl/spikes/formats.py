@@ -101,7 +101,7 @@ def load(path, suffix, *, key=None, dtype=None, n_channels=None, fs=None):
 
 
 def _load_npz(path, key):
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         wanted = key or "data"
         if wanted not in archive.files:
             raise FileFormatError(_no_such_key(path.name, wanted, archive.files))

@@ -84,10 +84,10 @@ def read(path):
         else:
             with np.load(path, allow_pickle=False) as archive:
                 columns = {name: archive[name] for name in COLUMNS}
+        kinds = {"sample": np.int64, "time_s": np.float64, "unit": np.int64, "amplitude": np.float64}
+        return {name: columns[name].astype(kind) for name, kind in kinds.items()}
     except (KeyError, ValueError) as error:
         raise FileFormatError(f"{path.name} is no table of spikes ({','.join(COLUMNS)}): {error}") from error
-    kinds = {"sample": np.int64, "time_s": np.float64, "unit": np.int64, "amplitude": np.float64}
-    return {name: np.asarray(columns[name]).astype(kind) for name, kind in kinds.items()}
 
 
 def _columns_of_csv(path):
