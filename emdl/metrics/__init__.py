@@ -1,0 +1,7 @@
+"""Scores against a known truth: atoms, spikes, signals."""
+
+from emdl.metrics.atoms import AtomMatch, align_atoms, atom_error
+from emdl.metrics.signals import psnr, snr_db
+from emdl.metrics.spikes import SpikeScores, match_spikes, score_spikes
+
+__all__ = ["AtomMatch", "SpikeScores", "align_atoms", "atom_error", "match_spikes", "psnr", "score_spikes", "snr_db"]
