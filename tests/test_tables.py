@@ -58,3 +58,16 @@ def test_other_endings_and_other_files_are_refused(tmp_path, spikes):
     for name in ("other.csv", "other.npz", "absent.csv"):
         with pytest.raises(FileFormatError):
             tables.read(tmp_path / name)
+
+
+def test_a_summary_says_what_the_spikes_and_waveforms_say():
+    sample = np.array([0, 24, 100, 1000, 30, 5000])  # 24 samples are 1 ms
+    spikes = SimpleNamespace(sample=sample, time_s=sample / FS, unit=np.array([0, 0, 0, 0, 1, 2]))
+    waveforms = np.zeros((4, 2, 5))
+    waveforms[0, 1, 3], waveforms[0, 0, 2], waveforms[2, 0, 1] = -8.0, 3.0, 5.0
+    rows = tables.summarize(spikes, waveforms, noise=np.array([2.0, 4.0]), seconds=2.0)
+    assert [row["spikes"] for row in rows] == [4, 1, 1, 0]
+    assert (rows[0]["peak"], rows[0]["channel"], rows[0]["snr"], rows[0]["rate_hz"]) == (-8.0, 1, 2.0, 2.0)
+    assert (rows[2]["peak"], rows[2]["channel"], rows[2]["snr"]) == (5.0, 0, 2.5)
+    assert rows[0]["short_intervals"] == pytest.approx(1 / 3)
+    assert np.isnan(rows[1]["short_intervals"])

@@ -9,6 +9,7 @@ from emdl.errors import FileFormatError, InputError
 
 COLUMNS = ("sample", "time_s", "unit", "amplitude")
 SUFFIXES = (".csv", ".npz")
+REFRACTORY_S = 2e-3  # no neuron fires twice within it, so shorter intervals tell of mixed units or false alarms
 
 
 def write(path, spikes):
@@ -95,6 +96,46 @@ def _columns_of_csv(path):
     names = [name.strip() for name in header.split(",")]
     rows = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2) if body.strip() else np.zeros((0, len(names)))
     return dict(zip(names, rows.T, strict=True))
+
+
+def summarize(spikes, waveforms, noise, seconds):
+    """Return what is known of every unit: how often it fires, how it stands out, how pure it is.
+
+    Parameters
+    ----------
+    spikes : Spikes
+        Found by `emdl.spikes.detect`.
+    waveforms : ndarray, shape (K, C, s)
+        Mean waveform of every unit, data unit.
+    noise : ndarray, shape (C,)
+        Standard deviation of the noise of every channel, data unit.
+    seconds : float
+        Duration of the recording, s.
+
+    Returns
+    -------
+    list of dict
+        One per unit: ``unit``; ``spikes``, their number; ``rate_hz``; ``peak``, the largest deflection of the waveform
+        with its sign, data unit; ``channel``, where it is; ``snr``, its size over the noise of that channel;
+        ``short_intervals``, the share of intervals shorter than 2 ms (NaN for fewer than two spikes).
+    """
+    rows = []
+    for unit, waveform in enumerate(waveforms):
+        channel, at = np.unravel_index(np.argmax(np.abs(waveform)), waveform.shape)
+        intervals = np.diff(np.sort(spikes.time_s[spikes.unit == unit]))
+        count = int(np.count_nonzero(spikes.unit == unit))
+        rows.append(
+            {
+                "unit": unit,
+                "spikes": count,
+                "rate_hz": count / seconds,
+                "peak": float(waveform[channel, at]),
+                "channel": int(channel),
+                "snr": float(abs(waveform[channel, at]) / noise[channel]),
+                "short_intervals": float(np.mean(intervals < REFRACTORY_S)) if len(intervals) else float("nan"),
+            }
+        )
+    return rows
 
 
 def check_suffix(path):

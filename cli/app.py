@@ -1,0 +1,200 @@
+"""The commands and their help. What they do stands in a module each, loaded when it is asked for."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import emdl
+from emdl.errors import EmdlError
+
+from . import options as opt
+from . import screen
+
+# Typer brings its own copy of Click in newer versions, so its base exception is found from below.
+_CommandLineError = typer.BadParameter.__mro__[2]
+
+EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 output closed by its reader.[/dim]"
+
+app = typer.Typer(
+    rich_markup_mode="rich",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+
+
+class Task(StrEnum):
+    """What can be learned."""
+
+    SPIKES = "spikes"
+
+
+def run(args=None):
+    """Run the command line; see `emdl.cli.main`."""
+    try:
+        code = typer.main.get_command(app).main(args=args, prog_name="emdl", standalone_mode=False)
+        sys.stdout.flush()
+        if code == 130:
+            screen.say("interrupted; nothing more was written")
+        return code or 0
+    except (KeyboardInterrupt, typer.Abort):
+        screen.say("interrupted; nothing more was written")
+        return 130
+    except BrokenPipeError:
+        screen.give_up_output()
+        return screen.CLOSED_PIPE
+    except EmdlError as error:
+        message = str(error)
+    except _CommandLineError as error:
+        message = error.format_message().replace("Value error, ", "").rstrip(".") + "; see --help"
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    except MemoryError as error:
+        message = f"not enough memory: {error}" if str(error) else "not enough memory"
+    screen.say(f"error: {message}")
+    return 2
+
+
+def _show_version(wanted: bool):
+    if wanted:
+        screen.put(f"emdl {emdl.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
+    ] = False,
+):
+    """Learn the waveforms in a signal, and where each of them stands.
+
+    [b]emdl train --task spikes[/b]                                 try it: a simulated tetrode
+    [b]emdl train --task spikes rec.npy --fs 30000 -o model.h5[/b]  learn the units of a recording
+    [b]emdl detect rec.npy --model model.h5 -o spikes.csv[/b]       find every spike
+    [b]emdl info model.h5[/b]                                       what a model holds
+    """
+    if ctx.invoked_subcommand is None:
+        screen.put(ctx.get_help())
+
+
+@app.command(epilog=EXIT_CODES)
+def train(
+    recording: opt.OptionalRecording = None,
+    task: Annotated[Task, typer.Option("--task", help="What to learn.")] = Task.SPIKES,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.h5", help="The model; the other outputs share its stem.")
+    ] = Path("emdl-spikes.h5"),
+    units: Annotated[int | None, typer.Option("--units", metavar="N", help="How many units; found by default.")] = None,
+    band: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--band", metavar="LOW HIGH", help="Pass band, Hz.", show_default=False),
+    ] = None,
+    window_ms: Annotated[
+        float | None, typer.Option("--window-ms", metavar="MS", help="Length of a waveform, ms.")
+    ] = None,
+    max_iter: Annotated[int | None, typer.Option("--max-iter", metavar="N", help="Most iterations of EM.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed; the same seed gives the same model.")] = 0,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
+    fs: opt.Fs = None,
+    key: opt.Key = None,
+    dtype: opt.Dtype = None,
+    channels: opt.Channels = None,
+    layout: opt.LayoutOption = None,
+    skip_channel: opt.SkipChannel = None,
+    config: opt.Config = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+):
+    """Learn spike waveforms from a recording.
+
+    Writes the model (.h5), the spikes found (.csv), and a picture of both (.png, .svg), all named after -o.
+
+    [b]emdl train --task spikes[/b]
+    [b]emdl train --task spikes rec.npz -o model.h5[/b]
+    [b]emdl train --task spikes rec.dat --dtype int16 --channels 4 --fs 30000[/b]
+    [b]emdl train --task spikes rec.h5 --key /probe/raw --units 3[/b]
+    """
+    from .train import train_spikes
+
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
+    learn = {"n_units": units, "band": band, "window_ms": window_ms, "max_iter": max_iter, "rng": seed}
+    train_spikes(source, output, learn, plot=plot, force=force, quiet=quiet, as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def detect(
+    recording: opt.Recording,
+    model: opt.Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Table, .csv or .npz; default: CSV on stdout.")
+    ] = None,
+    fs: opt.Fs = None,
+    key: opt.Key = None,
+    dtype: opt.Dtype = None,
+    channels: opt.Channels = None,
+    layout: opt.LayoutOption = None,
+    skip_channel: opt.SkipChannel = None,
+    config: opt.Config = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+):
+    """Find time, unit and amplitude of every spike in a recording.
+
+    The table has the columns sample (from 0), time_s, unit and amplitude.
+
+    [b]emdl detect rec.npz --model model.h5 -o spikes.csv[/b]
+    [b]emdl detect rec.npz --model model.h5 | head[/b]
+    """
+    from .detect import detect_spikes
+
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
+    detect_spikes(source, model, output, force=force, quiet=quiet, as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def encode(
+    recording: opt.Recording,
+    model: opt.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npz", help="The codes.", show_default=False)],
+    fs: opt.Fs = None,
+    key: opt.Key = None,
+    dtype: opt.Dtype = None,
+    channels: opt.Channels = None,
+    layout: opt.LayoutOption = None,
+    skip_channel: opt.SkipChannel = None,
+    config: opt.Config = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+):
+    """Write the sparse codes of a recording: every coefficient that is not zero.
+
+    The file has the arrays unit, sample and value of all non-zeros, and shape, (units, positions).
+
+    [b]emdl encode rec.npz --model model.h5 -o codes.npz[/b]
+    """
+    from .encode import encode_recording
+
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
+    encode_recording(source, model, output, force=force, quiet=quiet, as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def info(
+    file: Annotated[Path, typer.Argument(help="A model that emdl train wrote.")],
+    json: opt.Json = False,
+):
+    """Say what a model holds.
+
+    [b]emdl info emdl-spikes.h5[/b]
+    """
+    from .info import show_model
+
+    show_model(file, as_json=json)

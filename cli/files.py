@@ -1,0 +1,73 @@
+"""Output files: checked before the work begins, written whole or not at all."""
+
+import contextlib
+import os
+
+from emdl.errors import FileFormatError, InputError
+
+
+def check_outputs(paths, *, force, inputs=()):
+    """Raise unless every output can be written.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+        The outputs.
+    force : bool
+        Let outputs exist; they are replaced later.
+    inputs : iterable of Path
+        What is read: no output may be one of these, whatever `force` says.
+
+    Raises
+    ------
+    InputError
+        If an output exists and `force` is not set, is an input, or is a folder.
+    FileFormatError
+        If the folder of an output is missing or cannot be written.
+    """
+    paths = list(paths)
+    taken = [path for path in paths if path.exists()]
+    for path in taken:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file")
+        if any(source.exists() and path.samefile(source) for source in inputs):
+            raise InputError(f"{path} is both read and written; choose another -o")
+    for folder in {path.parent for path in paths}:
+        _check_folder(folder)
+    if taken and not force:
+        verb = "exists" if len(taken) == 1 else "exist"
+        raise InputError(f"{', '.join(map(str, taken))} {verb}; overwrite with --force or choose another -o")
+
+
+def _check_folder(folder):
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise FileFormatError(f"cannot write to {folder}: it {what}; make it first or choose another -o")
+    probe = folder / f".emdl-{os.getpid()}.part"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FileFormatError(f"cannot write to {folder}: {error.strerror}; choose another -o") from error
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give the name of a temporary file beside `path`, which takes its place once it is written.
+
+    Parameters
+    ----------
+    path : Path
+        The output; it keeps its old content until the new one is complete.
+
+    Yields
+    ------
+    Path
+        With the same ending, as writers choose the format by it.
+    """
+    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""``emdl info``: what a model holds."""

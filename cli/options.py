@@ -1,0 +1,106 @@
+"""The options that several commands share, each declared once."""
+
+import pathlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from . import config
+
+ABOUT_RECORDING = "About the recording"
+RUNNING = "Running"
+
+
+class Layout(StrEnum):
+    """Which axis of a recording comes first in its file."""
+
+    CHANNELS_FIRST = "channels-first"
+    SAMPLES_FIRST = "samples-first"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the recording is, and what was said about it."""
+
+    path: pathlib.Path | None
+    fs: float | None = None
+    key: str | None = None
+    dtype: str | None = None
+    channels: int | None = None
+    layout: Layout | None = None
+    skip_channel: tuple[int, ...] = ()
+
+
+def _apply_config(ctx: typer.Context, path: pathlib.Path | None):
+    """Make what the TOML file says the defaults of this command; flags go on top."""
+    if path is not None:
+        ctx.default_map = config.defaults(path, ctx.info_name, {param.name for param in ctx.command.params})
+    return path
+
+
+Recording = Annotated[
+    pathlib.Path,
+    typer.Argument(
+        metavar="RECORDING",
+        help=".npy, .npz, raw .dat/.bin/.raw, HDF5, or [b]sample[/b]: the simulated tetrode.",
+        show_default=False,
+    ),
+]
+OptionalRecording = Annotated[
+    pathlib.Path | None,
+    typer.Argument(
+        metavar="[RECORDING]", help=".npy, .npz, raw .dat/.bin/.raw or HDF5. Without one: a simulated tetrode."
+    ),
+]
+Fs = Annotated[
+    float | None,
+    typer.Option("--fs", metavar="HZ", help="Sampling rate, if the file holds none.", rich_help_panel=ABOUT_RECORDING),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="NAME", help="Array in .npz or HDF5 [dim](data)[/dim].", rich_help_panel=ABOUT_RECORDING
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="TYPE", help="Raw binary: type of a sample, as int16.", rich_help_panel=ABOUT_RECORDING
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option(
+        "--channels", metavar="C", help="Number of channels; raw binary needs it.", rich_help_panel=ABOUT_RECORDING
+    ),
+]
+LayoutOption = Annotated[
+    Layout | None,
+    typer.Option("--layout", help="Which axis comes first in the file.", rich_help_panel=ABOUT_RECORDING),
+]
+SkipChannel = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--skip-channel", metavar="C", help="Leave out a channel, from 0; repeatable.", rich_help_panel=ABOUT_RECORDING
+    ),
+]
+Model = Annotated[
+    pathlib.Path,
+    typer.Option("--model", "-m", metavar="FILE", help="A model that emdl train wrote.", show_default=False),
+]
+Config = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--config",
+        metavar="TOML",
+        is_eager=True,
+        callback=_apply_config,
+        help="Take options from a file (units = 3); flags go on top.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that exist.", rich_help_panel=RUNNING)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=RUNNING)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=RUNNING)]

@@ -1,0 +1,150 @@
+"""What a training run amounts to, as facts for machines and as text for people."""
+
+import math
+
+import emdl
+from emdl.spikes import tables
+
+FEW_SPIKES = 30
+WEAK_SNR = 4.0
+MANY_SHORT = 0.02  # share of intervals in the refractory period beyond which a unit is likely no single neuron
+
+
+def of_training(recording, model, spikes, outputs, seconds, seed):
+    """Return the facts of a training run.
+
+    Parameters
+    ----------
+    recording : Recording
+        What was learned from.
+    model : SpikeModel
+        What was learned.
+    spikes : Spikes
+        What was found with it.
+    outputs : dict of str to Path
+        What was written.
+    seconds : float
+        How long it took.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "emdl": emdl.__version__,
+        "recording": describe(recording),
+        "outputs": {name: str(path) for name, path in outputs.items()},
+        "units": tables.summarize(spikes, model.waveforms, model.noise, recording.seconds),
+        "n_spikes": len(spikes.sample),
+        "converged": bool(model.converged),
+        "n_iter": len(model.history["objective"]),
+        "message": model.message,
+        "lmbd": model.model.lmbd,
+        "sigma": model.model.sigma,
+        "history": model.history,
+        "seed": seed,
+        "seconds": round(seconds, 3),
+    }
+
+
+def describe(recording):
+    """Return the facts of a recording."""
+    return {
+        "name": recording.name,
+        "n_channels": recording.n_channels,
+        "n_samples": recording.n_samples,
+        "fs": recording.fs,
+        "seconds": recording.seconds,
+    }
+
+
+def doubts(units):
+    """Return a sentence for everything that speaks against a unit.
+
+    Parameters
+    ----------
+    units : list of dict
+        From `emdl.spikes.tables.summarize`.
+
+    Returns
+    -------
+    list of str
+    """
+    found = []
+    for unit in units:
+        name = f"unit {unit['unit']}"
+        if unit["spikes"] < FEW_SPIKES:
+            found.append(f"{name} rests on {unit['spikes']} spikes only")
+        if unit["snr"] < WEAK_SNR:
+            found.append(f"{name} stands {unit['snr']:.1f} times above the noise: expect misses and false alarms")
+        if unit["short_intervals"] > MANY_SHORT:
+            share = 100 * unit["short_intervals"]
+            found.append(f"{name} has {share:.1f} % of its intervals under 2 ms: more than one neuron, or false alarms")
+    return found
+
+
+def as_text(facts, next_steps):
+    """Return the report as rich renderables.
+
+    Parameters
+    ----------
+    facts : dict
+        From `of_training`.
+    next_steps : sequence of str
+        What to type next.
+
+    Returns
+    -------
+    list
+    """
+    from rich.markup import escape
+
+    recording = facts["recording"]
+    head = (
+        f"[b]{len(facts['units'])} units, {facts['n_spikes']:,} spikes[/b] in {recording['seconds']:.1f} s "
+        f"of {escape(recording['name'])} ({recording['n_channels']} channels, {recording['fs']:g} Hz), "
+        f"learned in {facts['seconds']:.1f} s"
+    )
+    parts = [head, unit_table(facts["units"])]
+    sure = facts["message"].rstrip(".") or "EM ended"
+    parts.append(f"[b]How sure[/b]  {escape(sure)}.")
+    parts += [f"          {doubt}." for doubt in doubts(facts["units"])] or [
+        "          No unit gives reason for doubt."
+    ]
+    parts.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
+    parts.append("[b]Next[/b]      " + escape("\n          ".join(next_steps)))
+    return parts
+
+
+def unit_table(units):
+    """Return a table with one row per unit.
+
+    Parameters
+    ----------
+    units : list of dict
+        From `emdl.spikes.tables.summarize`.
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("unit", "spikes", "rate, Hz", "peak", "on channel", "SNR", "intervals < 2 ms"):
+        table.add_column(title, justify="right")
+    for unit in units:
+        share = unit["short_intervals"]
+        table.add_row(
+            str(unit["unit"]),
+            f"{unit['spikes']:,}",
+            f"{unit['rate_hz']:.2f}",
+            f"{unit['peak']:.4g}",
+            str(unit["channel"]),
+            f"{unit['snr']:.1f}",
+            "-" if math.isnan(share) else f"{100 * share:.1f} %",
+        )
+    return table

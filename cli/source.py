@@ -1,0 +1,95 @@
+"""The recording that a command works on."""
+
+import shlex
+
+from emdl.errors import InputError
+from emdl.spikes import recordings
+
+from . import screen
+
+SAMPLE = "sample"
+
+
+def is_sample(source):
+    """Return whether the simulated tetrode is meant: no recording is named, or the word ``sample``."""
+    return source.path is None or (str(source.path) == SAMPLE and not source.path.exists())
+
+
+def inputs(source):
+    """Return the files that are read."""
+    return [] if is_sample(source) else [source.path]
+
+
+def read(source, model=None):
+    """Read the recording, and hold it against a model.
+
+    Parameters
+    ----------
+    source : Source
+        The file and what was said about it.
+    model : SpikeModel, optional
+        Its sampling rate and number of channels must be those of the recording; where the file says neither, they are
+        taken from it.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    EmdlError
+        If the recording cannot be read or does not fit the model.
+    """
+    if is_sample(source):
+        screen_note = "a simulated tetrode is used; name a file to use your own recording"
+        screen.say(screen_note) if source.path is None else None
+        recording = recordings.sample()
+    else:
+        recording = recordings.read(source.path, **_said(source, model))
+    if model is not None:
+        _check_fit(recording, model)
+    return recording
+
+
+def _said(source, model):
+    """Return the arguments of `recordings.read`; a model fills in what raw binary leaves open."""
+    channels = source.channels
+    if model is not None and channels is None and source.path.suffix.lower() in recordings.formats.RAW_SUFFIXES:
+        channels = model.waveforms.shape[1] + len(source.skip_channel)
+    return {
+        "fs": source.fs,
+        "key": source.key,
+        "dtype": source.dtype,
+        "n_channels": channels,
+        "layout": source.layout and source.layout.value,
+        "skip_channels": source.skip_channel,
+        "default_fs": None if model is None else model.fs,
+    }
+
+
+def _check_fit(recording, model):
+    channels = model.waveforms.shape[1]
+    if recording.n_channels != channels:
+        raise InputError(
+            f"{recording.name} has {recording.n_channels} channels, but the model was learned on {channels}; "
+            "choose the same ones (--skip-channel)"
+        )
+    if abs(recording.fs - model.fs) > 1e-6 * model.fs:
+        raise InputError(
+            f"{recording.name} is sampled at {recording.fs:g} Hz, but the model was learned at {model.fs:g} Hz; "
+            "resample it, or learn a new model"
+        )
+
+
+def command_line(source):
+    """Return what to type after a command to name this recording again."""
+    if is_sample(source):
+        return SAMPLE
+    words = [str(source.path)]
+    for flag in ("fs", "key", "dtype", "channels", "layout"):
+        value = getattr(source, flag)
+        if value is not None:
+            words += [f"--{flag}", f"{value:.15g}" if isinstance(value, float) else str(value)]
+    for channel in source.skip_channel:
+        words += ["--skip-channel", str(channel)]
+    return shlex.join(words)
