@@ -184,3 +184,8 @@ def test_every_package_folder_is_shipped():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {".".join(p.parent.parts) for p in source_files("emdl", "cli") if p.name == "__init__.py"}
     assert set(settings["packages"]) == {re.sub(r"^cli\b", "emdl.cli", name) for name in on_disk}
+
+
+def test_the_tests_import_the_package_as_it_is_installed():
+    """The checkout on the path would hide a file that the wheel lacks; the root conftest.py takes it off."""
+    assert not {"", ".", str(ROOT)} & set(sys.path)
