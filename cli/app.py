@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from . import options as opt
 from . import screen
 
 # Typer brings its own copy of Click in newer versions, so its base exception is found from below.
-_CommandLineError = typer.BadParameter.__mro__[2]
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 output closed by its reader.[/dim]"
 
@@ -89,7 +89,9 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.h5", help="The model; the other outputs share its stem.")
     ] = Path("emdl-spikes.h5"),
-    units: Annotated[int | None, typer.Option("--units", metavar="N", help="How many units; found by default.")] = None,
+    units: Annotated[
+        int | None, typer.Option("--units", metavar="N", min=1, help="How many units; found by default.")
+    ] = None,
     band: Annotated[
         tuple[float, float] | None,
         typer.Option("--band", metavar="LOW HIGH", help="Pass band, Hz.", show_default=False),
@@ -97,8 +99,12 @@ def train(
     window_ms: Annotated[
         float | None, typer.Option("--window-ms", metavar="MS", help="Length of a waveform, ms.")
     ] = None,
-    max_iter: Annotated[int | None, typer.Option("--max-iter", metavar="N", help="Most iterations of EM.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed; the same seed gives the same model.")] = 0,
+    max_iter: Annotated[
+        int | None, typer.Option("--max-iter", metavar="N", min=1, help="Most iterations of EM.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Seed; the same seed gives the same model.")
+    ] = 0,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
     fs: opt.Fs = None,
     key: opt.Key = None,

@@ -197,8 +197,9 @@ def _live_bar():
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
         TextColumn("at most"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
     task = bar.add_task("filtering, first guess", total=None)
     with Live(bar, console=console(sys.stderr), transient=True, refresh_per_second=8) as live:
