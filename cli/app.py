@@ -16,7 +16,7 @@ from . import screen
 # Typer brings its own copy of Click in newer versions, so its base exception is found from below.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
-EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 output closed by its reader.[/dim]"
+EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 closed pipe.[/dim]"
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -73,10 +73,10 @@ def root(
 ):
     """Learn the waveforms in a signal, and where each of them stands.
 
-    [b]emdl train --task spikes[/b]                                 try it: a simulated tetrode
-    [b]emdl train --task spikes rec.npy --fs 30000 -o model.h5[/b]  learn the units of a recording
-    [b]emdl detect rec.npy --model model.h5 -o spikes.csv[/b]       find every spike
-    [b]emdl info model.h5[/b]                                       what a model holds
+    [b]emdl train --task spikes[/b]                            try it, no data needed
+    [b]emdl train --task spikes rec.npz -o model.h5[/b]        learn from a recording
+    [b]emdl detect rec.npz --model model.h5 -o spikes.csv[/b]  find every spike
+    [b]emdl info model.h5[/b]                                  say what a model holds
     """
     if ctx.invoked_subcommand is None:
         screen.put(ctx.get_help())
@@ -87,10 +87,10 @@ def train(
     recording: opt.OptionalRecording = None,
     task: Annotated[Task, typer.Option("--task", help="What to learn.")] = Task.SPIKES,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.h5", help="The model; the other outputs share its stem.")
+        Path, typer.Option("--output", "-o", metavar="FILE.h5", help="The model; other outputs share its stem.")
     ] = Path("emdl-spikes.h5"),
     units: Annotated[
-        int | None, typer.Option("--units", metavar="N", min=1, help="How many units; found by default.")
+        int | None, typer.Option("--units", metavar="N", min=1, help="Number of units; found by default.")
     ] = None,
     band: Annotated[
         tuple[float, float] | None,
@@ -102,9 +102,7 @@ def train(
     max_iter: Annotated[
         int | None, typer.Option("--max-iter", metavar="N", min=1, help="Most iterations of EM.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Seed; the same seed gives the same model.")
-    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same model.")] = 0,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
     fs: opt.Fs = None,
     key: opt.Key = None,
@@ -180,9 +178,9 @@ def encode(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ):
-    """Write the sparse codes of a recording: every coefficient that is not zero.
+    """Write the sparse codes of a recording.
 
-    The file has the arrays unit, sample and value of all non-zeros, and shape, (units, positions).
+    The file has the arrays unit, sample and value, one entry per code that is not zero, and shape: (units, positions).
 
     [b]emdl encode rec.npz --model model.h5 -o codes.npz[/b]
     """

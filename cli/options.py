@@ -51,7 +51,7 @@ Recording = Annotated[
 OptionalRecording = Annotated[
     pathlib.Path | None,
     typer.Argument(
-        metavar="[RECORDING]", help=".npy, .npz, raw .dat/.bin/.raw or HDF5. Without one: a simulated tetrode."
+        metavar="RECORDING", help=".npy, .npz, raw .dat/.bin/.raw or HDF5. Without one: a simulated tetrode."
     ),
 ]
 Fs = Annotated[
@@ -78,7 +78,12 @@ Channels = Annotated[
 ]
 LayoutOption = Annotated[
     Layout | None,
-    typer.Option("--layout", help="Which axis comes first in the file.", rich_help_panel=ABOUT_RECORDING),
+    typer.Option(
+        "--layout",
+        metavar="AXES",
+        help="channels-first or samples-first, in the file.",
+        rich_help_panel=ABOUT_RECORDING,
+    ),
 ]
 SkipChannel = Annotated[
     list[int] | None,
@@ -97,7 +102,7 @@ Config = Annotated[
         metavar="TOML",
         is_eager=True,
         callback=_apply_config,
-        help="Take options from a file (units = 3); flags go on top.",
+        help="Options from a file (units = 3); flags go on top.",
         rich_help_panel=RUNNING,
     ),
 ]
