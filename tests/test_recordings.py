@@ -262,3 +262,10 @@ def test_real_recordings_are_read_as_they_are(shared_data):
     assert (got.data.shape, got.fs, got.data.dtype) == ((4, 431_548), 15_000.0, np.int16)
     with pytest.raises(FileFormatError, match="it holds ecg"):
         recordings.read(shared_data / "signals" / "scipy_ecg_mitdb208.npz")
+
+
+def test_the_sample_is_a_tetrode_the_same_every_time_and_says_that_it_is_simulated():
+    first, second = recordings.sample(), recordings.sample()
+    np.testing.assert_array_equal(first.data, second.data)
+    assert (first.n_channels, first.seconds) == (4, 15.0)
+    assert "simulated" in first.name
