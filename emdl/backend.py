@@ -45,7 +45,7 @@ def array_module(*arrays):
     if all(on_gpu):
         return cupy
     kinds = ", ".join(type(a).__module__.partition(".")[0] for a in given)
-    raise InputTypeError(f"got arrays of different libraries ({kinds}); move all to one, with cupy.asarray or cupy.asnumpy")
+    raise InputTypeError(f"got arrays of different libraries ({kinds}); use cupy.asarray or cupy.asnumpy")
 
 
 def as_real(x, name):
@@ -194,7 +194,9 @@ def code_positions(signal_shape, atom_shape, stride):
     """
     for S, s, t in zip(signal_shape, atom_shape, stride, strict=True):
         if s > S:
-            raise InputError(f"the signal is {S} samples long, shorter than an atom of {s}; use a longer one or shorter atoms")
+            raise InputError(
+                f"the signal is {S} samples long, shorter than an atom of {s}; use a longer one or shorter atoms"
+            )
         if (S - s) % t:
             fit = S - (S - s) % t
             raise InputError(
@@ -284,8 +286,8 @@ def n_threads():
 def parallel_map(function, tasks):
     """Return ``[function(task) for task in tasks]``, computed by threads; the order is kept.
 
-    The functions must release the interpreter lock (numba kernels do) to gain anything. Called from within one of its own
-    threads it runs in place, so that nested calls neither deadlock nor take more threads.
+    The functions must release the interpreter lock (numba kernels do) to gain anything. Called from within one of its
+    own threads it runs in place, so that nested calls neither deadlock nor take more threads.
 
     Parameters
     ----------

@@ -14,7 +14,6 @@ from emdl.gradients import backward
 from emdl.model import Model
 from emdl.ops import (
     analyze_full,
-    as_problem,
     as_rates,
     correlate_codes,
     correlate_signals,
@@ -157,7 +156,8 @@ def em_fit(
     D0 : array (K, C, *s), optional
         Dictionary to start from; by default one is made from the signals alone.
     lmbd0 : float or array (K,), optional
-        Rates to start from, 1 / data unit; by default sqrt(2 log(K N)) / sigma with N code positions, the universal threshold.
+        Rates to start from, 1 / data unit; by default sqrt(2 log(K N)) / sigma with N code positions, the universal
+        threshold.
     sigma : float, optional
         Noise standard deviation, data unit; by default estimated from the median absolute deviation.
     positive : bool
@@ -167,10 +167,11 @@ def em_fit(
     max_iter : int
         Most EM iterations; one is a pass over all signals.
     n_layers : int
-        Layers T of the unrolled encoder (`m_step` unrolled and decoder). More layers come nearer to the minimiser of (1).
+        Layers T of the unrolled encoder (`m_step` unrolled and decoder). More layers come nearer to the minimiser of
+        (1).
     m_step : {"analytic", "unrolled", "decoder"}
-        How the dictionary is learned: exactly from sufficient statistics of certified codes; by the gradient of the reconstruction
-        error through decoder and all layers (the paper); or through the decoder alone.
+        How the dictionary is learned: exactly from sufficient statistics of certified codes; by the gradient of the
+        reconstruction error through decoder and all layers (the paper); or through the decoder alone.
     learn_lmbd : bool
         Learn the rates by `lmbd_rule`, or keep them.
     learn_sigma : bool
@@ -203,12 +204,13 @@ def em_fit(
     Raises
     ------
     InputError
-        If shapes do not fit each other, a value is not finite, the signals are constant, or a parameter lies outside its range.
+        If shapes do not fit each other, a value is not finite, the signals are constant, or a parameter lies outside
+        its range.
 
     References
     ----------
-    .. [1] B. Tolooshams, S. Dey, D. Ba, Deep residual autoencoders for expectation maximization-inspired dictionary learning, IEEE
-       TNNLS 2021, doi:10.1109/TNNLS.2020.3005348, arXiv:1904.08827.
+    .. [1] B. Tolooshams, S. Dey, D. Ba, Deep residual autoencoders for expectation maximization-inspired dictionary
+       learning, IEEE TNNLS 2021, doi:10.1109/TNNLS.2020.3005348, arXiv:1904.08827.
 
     Examples
     --------
@@ -222,7 +224,8 @@ def em_fit(
     """
     plan, state = _prepare(
         y, n_atoms, atom_shape, D0, lmbd0, sigma, positive, stride, m_step, n_layers, learn_lmbd, learn_sigma, target,
-        lmbd_rule, prior, batch_size, check_number(tol_codes, "tol_codes", 0, 1, strict=True), rng := np.random.default_rng(rng),
+        lmbd_rule, prior, batch_size, check_number(tol_codes, "tol_codes", 0, 1, strict=True), rng :=
+        np.random.default_rng(rng),
     )  # fmt: skip
     check_count(max_iter, "max_iter")
     optimizer = replace(optimizer) if optimizer is not None else Optimizer()
@@ -241,7 +244,13 @@ def em_fit(
             time.perf_counter() - began, state.D,
         )  # fmt: skip
         rows.append(progress)
-        _LOG.info("iteration %d: objective %.6g, %d non-zeros, change %.2g", iteration, state.objective, state.n_nonzero, change)
+        _LOG.info(
+            "iteration %d: objective %.6g, %d non-zeros, change %.2g",
+            iteration,
+            state.objective,
+            state.n_nonzero,
+            change,
+        )
         if callback is not None and callback(progress):
             ended = f"stopped by the callback after {iteration} iterations"
             break
@@ -256,8 +265,8 @@ def em_fit(
 
 
 def _prepare(
-    y, n_atoms, atom_shape, D0, lmbd0, sigma, positive, stride, m_step, n_layers, learn_lmbd, learn_sigma, target, lmbd_rule,
-    prior, batch_size, tol_codes, rng,
+    y, n_atoms, atom_shape, D0, lmbd0, sigma, positive, stride, m_step, n_layers, learn_lmbd, learn_sigma, target,
+    lmbd_rule, prior, batch_size, tol_codes, rng,
 ):  # fmt: skip
     """Check what `em_fit` was given, and make the plan and the first state."""
     atom_shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
@@ -293,15 +302,17 @@ def _prepare(
     batches = 1 if batch_size is None else -(-len(y) // check_count(batch_size, "batch_size"))
     prior = rates.Prior.weak(lmbd, n_positions) if prior is None else prior
     n_layers = check_count(n_layers, "n_layers")
-    plan = _Plan(y, target, stride, bool(positive), m_step, n_layers, batches, rule, bool(learn_sigma), prior, tol_codes)
+    plan = _Plan(
+        y, target, stride, bool(positive), m_step, n_layers, batches, rule, bool(learn_sigma), prior, tol_codes
+    )
     return plan, _State(D, lmbd, sigma)
 
 
 def _expect(plan, state):
     """E-step: codes, and the rates and the noise level that they suggest."""
     step = rates.e_step(
-        plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule=plan.rule, learn_sigma=plan.learn_sigma,
-        prior=plan.prior, tol=plan.tol_codes, codes=state.codes,
+        plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule=plan.rule,
+        learn_sigma=plan.learn_sigma, prior=plan.prior, tol=plan.tol_codes, codes=state.codes,
     )  # fmt: skip
     objective = step.energy / (2 * step.sigma**2) + float((step.lmbd * step.l1).sum())
     notes = (*state.notes, step.message) if step.message else state.notes

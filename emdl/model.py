@@ -179,7 +179,9 @@ def new_file(path):
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
-        raise FileFormatError(f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written") from error
+        raise FileFormatError(
+            f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written"
+        ) from error
     os.close(handle)
     try:
         with h5py.File(name, "w") as file:
@@ -274,7 +276,9 @@ def read_model(group):
     if version is None:
         raise FileFormatError("this HDF5 file holds no emdl model; models are written by `emdl train` and Model.save")
     if int(version) > FORMAT:
-        raise FileFormatError(f"the model has format {int(version)}, this emdl reads up to {FORMAT}; install a newer emdl")
+        raise FileFormatError(
+            f"the model has format {int(version)}, this emdl reads up to {FORMAT}; install a newer emdl"
+        )
     held = group["attributes"]
     attributes = {name: str(value) for name, value in held.attrs.items()}
     attributes |= {name: read_array(held, name) for name in held}
@@ -284,7 +288,11 @@ def read_model(group):
         float(read_array(group, "sigma")),
         bool(group.attrs["positive"]),
         tuple(int(t) for t in np.atleast_1d(group.attrs["stride"])),
-        {name: value.item() if value.ndim == 0 else value for name, value in attributes.items() if not isinstance(value, str)}
+        {
+            name: value.item() if value.ndim == 0 else value
+            for name, value in attributes.items()
+            if not isinstance(value, str)
+        }
         | {name: value for name, value in attributes.items() if isinstance(value, str)},
     )
 

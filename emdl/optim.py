@@ -27,13 +27,13 @@ def normalize_atoms(D):
 
 
 def exact_dictionary(D, phi, psi, *, n_passes=3):
-    """Return unit-norm atoms that minimise the squared error with the codes held fixed.
+    r"""Return unit-norm atoms that minimise the squared error with the codes held fixed.
 
-    .. math:: \\tfrac12 \\|y - D z\\|^2 = \\mathrm{const} - \\sum_k \\langle \\psi_k, d_k \\rangle
-        + \\tfrac12 \\sum_{kl} \\langle d_k, \\phi_{kl} * d_l \\rangle, \\qquad \\|d_k\\| = 1
+    .. math:: \tfrac12 \|y - D z\|^2 = \mathrm{const} - \sum_k \langle \psi_k, d_k \rangle
+        + \tfrac12 \sum_{kl} \langle d_k, \phi_{kl} * d_l \rangle, \qquad \|d_k\| = 1
 
-    Block coordinate descent over the atoms. One atom with the others fixed is a quadratic on a sphere, whose global minimum solves
-    (A + mu I) d = b with the mu that gives ||d|| = 1 (the trust-region subproblem [1]_).
+    Block coordinate descent over the atoms. One atom with the others fixed is a quadratic on a sphere, whose global
+    minimum solves (A + mu I) d = b with the mu that gives ||d|| = 1 (the trust-region subproblem [1]_).
 
     Parameters
     ----------
@@ -53,7 +53,8 @@ def exact_dictionary(D, phi, psi, *, n_passes=3):
 
     References
     ----------
-    .. [1] J. More, D. Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput. 4 (1983), doi:10.1137/0904038.
+    .. [1] J. More, D. Sorensen, Computing a trust region step, SIAM J. Sci. Stat. Comput. 4 (1983),
+       doi:10.1137/0904038.
     """
     K, C, *s = D.shape
     lag = lag_index(s)
@@ -100,15 +101,14 @@ def _on_sphere(values, vectors, b):
     low = -values[0] + max(math.sqrt(energy[0]), 1e-12 * norm)
     high = -values[0] + norm
     mu = low
-    for _ in range(60):
+    for _ in range(100):
         shifted = values + mu
         size2 = (energy / shifted**2).sum()
-        slope = -(energy / shifted**3).sum() / size2
-        step = (1 - math.sqrt(size2)) / slope  # Newton on 1 / ||d||, which is nearly linear in mu
         low, high = (mu, high) if size2 > 1 else (low, mu)
-        mu = mu + step if low < mu + step < high else (low + high) / 2
-        if abs(size2 - 1) < 1e-12:
+        newton = size2 * (math.sqrt(size2) - 1) / (energy / shifted**3).sum()  # 1 / ||d|| is nearly linear in mu
+        if abs(size2 - 1) < 1e-10 or high - low <= 1e-14 * norm:
             break
+        mu = mu + newton if low < mu + newton < high else (low + high) / 2
     d = (coefficients / (values + mu)) @ vectors.T
     return d / np.linalg.norm(d)
 
@@ -122,8 +122,8 @@ class Optimizer:
     method : str
         ``"adam"`` [1]_, or ``"sgd"`` with heavy-ball momentum.
     rate : float
-        Learning rate: about the change of an atom of unit norm, in each step (adam: of each tap times the square root of their
-        number). Large values jump over the minimum.
+        Learning rate: about the change of an atom of unit norm, in each step (adam: of each tap times the square root
+        of their number). Large values jump over the minimum.
     momentum : float
         Share of the last direction that is kept, 0 <= momentum < 1.
     decay : float
@@ -131,7 +131,8 @@ class Optimizer:
     clip : float
         Longest gradient of the whole dictionary; longer ones are scaled down.
     riemannian : bool
-        Step along the sphere (project the direction to the tangent space of each atom first) instead of only projecting back.
+        Step along the sphere (project the direction to the tangent space of each atom first) instead of only
+        projecting back.
 
     References
     ----------

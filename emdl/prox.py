@@ -4,11 +4,11 @@ from emdl.backend import array_module
 
 
 def shrink(u, theta, *, positive=False):
-    """Return the soft threshold of `u`.
+    r"""Return the soft threshold of `u`.
 
-    .. math:: \\mathrm{shrink}(u, \\theta) = \\mathrm{sign}(u) \\max(|u| - \\theta, 0)
+    .. math:: \mathrm{shrink}(u, \theta) = \mathrm{sign}(u) \max(|u| - \theta, 0)
 
-    or, with codes kept non-negative, :math:`\\max(u - \\theta, 0)`.
+    or, with codes kept non-negative, :math:`\max(u - \theta, 0)`.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def shrink(u, theta, *, positive=False):
 
 
 def shrink_backward(g_z, z):
-    """Return the gradients with respect to `u` and `theta`, given z = shrink(u, theta) and the gradient of `z`.
+    r"""Return the gradients with respect to `u` and `theta`, given z = shrink(u, theta) and the gradient of `z`.
 
-    .. math:: g_u = g_z\\,[z \\ne 0], \\qquad g_\\theta = -g_z\\,\\mathrm{sign}(z)
+    .. math:: g_u = g_z\,[z \ne 0], \qquad g_\theta = -g_z\,\mathrm{sign}(z)
 
     Parameters
     ----------

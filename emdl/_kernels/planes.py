@@ -87,12 +87,12 @@ def correlate_codes(index, value, K, h, w, sh, sw, PH, PW, phi):
                     v = index[q] // K % PW - j
                     if v > lags_w:
                         break
-                    l = index[q] % K
+                    other_k = index[q] % K
                     u = (other - i) * sh
                     term = np.float64(value[m]) * np.float64(value[q])
-                    phi[k, l, h - 1 + u, w - 1 + v * sw] += term
+                    phi[k, other_k, h - 1 + u, w - 1 + v * sw] += term
                     if q != m:
-                        phi[l, k, h - 1 - u, w - 1 - v * sw] += term
+                        phi[other_k, k, h - 1 - u, w - 1 - v * sw] += term
                     q += 1
 
 
