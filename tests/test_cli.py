@@ -15,6 +15,7 @@ import pytest
 
 import emdl
 from emdl import simulate
+from emdl.cli import files
 from emdl.spikes import tables
 
 SCRIPT = pathlib.Path(sys.executable).with_name("emdl")
@@ -393,3 +394,13 @@ def test_detection_refuses_to_mix_table_and_json(trained):
 @pytest.mark.parametrize("name", ["none.h5", "rec.npz", "stdout.txt", "."])
 def test_info_refuses_what_is_no_model(trained, name):
     assert_refused(run("info", name, cwd=trained), name)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "kept.csv"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk"), files.replacing(path) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
