@@ -1,30 +1,21 @@
 """Expectation maximisation: encode, update the dictionary, update the rates, repeat."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emdl import rates, starts
+from emdl import mstep, rates, starts
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_count, check_number, code_positions
-from emdl.codes import SparseCodes
 from emdl.errors import InputError
-from emdl.gradients import backward
 from emdl.model import Model
-from emdl.ops import (
-    analyze_full,
-    as_rates,
-    correlate_codes,
-    correlate_signals,
-    lipschitz,
-    synthesize_full,
-)
-from emdl.optim import Optimizer, exact_dictionary, normalize_atoms
-from emdl.unrolled import unroll_full
+from emdl.mstep import M_STEPS
+from emdl.ops import as_rates
+from emdl.optim import Optimizer, normalize_atoms
 
 _LOG = logging.getLogger(__name__)
-M_STEPS = ("analytic", "unrolled", "decoder")
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,9 @@ class _Plan:
     """What stays the same over all iterations."""
 
     y: np.ndarray
-    target: np.ndarray | None
+    wanted: np.ndarray
+    D_shape: tuple
+    n_positions: int
     stride: tuple
     positive: bool
     m_step: str
@@ -222,12 +215,15 @@ def em_fit(
     >>> em_fit(y, 1, 9, positive=True, rng=0).model.D.shape
     (1, 1, 9)
     """
-    plan, state = _prepare(
-        y, n_atoms, atom_shape, D0, lmbd0, sigma, positive, stride, m_step, n_layers, learn_lmbd, learn_sigma, target,
-        lmbd_rule, prior, batch_size, check_number(tol_codes, "tol_codes", 0, 1, strict=True), rng :=
-        np.random.default_rng(rng),
-    )  # fmt: skip
     check_count(max_iter, "max_iter")
+    rng = np.random.default_rng(rng)
+    plan = _make_plan(
+        y, n_atoms, atom_shape, target,
+        stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, batch_size=batch_size,
+        rule="fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE, learn_sigma=learn_sigma, prior=prior,
+        tol_codes=tol_codes,
+    )  # fmt: skip
+    state = _first_state(plan, D0, lmbd0, sigma, rng)
     optimizer = replace(optimizer) if optimizer is not None else Optimizer()
     repair = D0 is None if repair is None else repair
     rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
@@ -264,48 +260,54 @@ def em_fit(
     return EMResult(model, history, len(rows), converged, "; ".join([ended, *dict.fromkeys(state.notes)]))
 
 
-def _prepare(
-    y, n_atoms, atom_shape, D0, lmbd0, sigma, positive, stride, m_step, n_layers, learn_lmbd, learn_sigma, target,
-    lmbd_rule, prior, batch_size, tol_codes, rng,
-):  # fmt: skip
-    """Check what `em_fit` was given, and make the plan and the first state."""
-    atom_shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
-    if len(atom_shape) not in (1, 2):
-        raise InputError(f"atom_shape is {atom_shape}, wanted one or two lengths")
+def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batch_size, rule, tol_codes, **kept):
+    """Check what `em_fit` was given, all but the start."""
+    shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
+    if len(shape) not in (1, 2):
+        raise InputError(f"atom_shape is {atom_shape!r}, wanted one or two lengths")
     if m_step not in M_STEPS:
         raise InputError(f"m_step is {m_step!r}, wanted one of {', '.join(M_STEPS)}")
-    rule = "fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE
     if rule not in rates.RULES:
         raise InputError(f"lmbd_rule is {rule!r}, wanted one of {', '.join(rates.RULES)}")
-    n_atoms = check_count(n_atoms, "n_atoms")
-    y = as_signals(y, len(atom_shape))
-    if target is not None:
-        target = as_signals(target, len(atom_shape), "target").astype(y.dtype, copy=False)
-        if target.shape != y.shape:
-            raise InputError(f"target has shape {target.shape}, wanted that of y, {y.shape}")
-    stride = as_stride(stride, len(atom_shape))
-    n_positions = len(y) * int(np.prod(code_positions(y.shape[2:], atom_shape, stride)))
-    xp = array_module(y)
+    y = as_signals(y, len(shape))
     if bool((y == y[(0,) * y.ndim]).all()):
         raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
-    sigma = rates.estimate_sigma(y) if sigma is None else check_number(sigma, "sigma", 0, strict=True)
+    if target is not None:
+        target = as_signals(target, len(shape), "target").astype(y.dtype, copy=False)
+        if target.shape != y.shape:
+            raise InputError(f"target has shape {target.shape}, wanted that of y, {y.shape}")
+    stride = as_stride(stride, len(shape))
+    return _Plan(
+        y=y,
+        wanted=y if target is None else target,
+        D_shape=(check_count(n_atoms, "n_atoms"), y.shape[1], *shape),
+        n_positions=len(y) * math.prod(code_positions(y.shape[2:], shape, stride)),
+        stride=stride,
+        m_step=m_step,
+        n_layers=check_count(n_layers, "n_layers"),
+        batches=1 if batch_size is None else -(-len(y) // check_count(batch_size, "batch_size")),
+        rule=rule,
+        tol_codes=check_number(tol_codes, "tol_codes", 0, 1, strict=True),
+        **kept,
+    )
+
+
+def _first_state(plan, D0, lmbd0, sigma, rng):
+    """Return the dictionary, rates and noise level that EM starts from."""
+    xp, K = array_module(plan.y), plan.D_shape[0]
+    sigma = rates.estimate_sigma(plan.y) if sigma is None else check_number(sigma, "sigma", 0, strict=True)
     if D0 is None:
-        D = starts.blind(y, n_atoms, atom_shape, positive=positive, stride=stride, sigma=sigma, rng=rng)
+        D = starts.blind(plan.y, K, plan.D_shape[2:], positive=plan.positive, stride=plan.stride, sigma=sigma, rng=rng)
     else:
-        D = normalize_atoms(as_dictionary(D0, y.dtype))
-        wanted = (n_atoms, y.shape[1], *atom_shape)
-        if D.shape != wanted:
-            raise InputError(f"D0 has shape {D.shape}, wanted {wanted}: (n_atoms, channels of y, *atom_shape)")
-    lmbd = xp.full(n_atoms, rates.start_lmbd(n_atoms, n_positions, sigma)) if lmbd0 is None else as_rates(lmbd0, D)
+        D = normalize_atoms(as_dictionary(D0, plan.y.dtype))
+        if D.shape != plan.D_shape:
+            raise InputError(f"D0 has shape {D.shape}, wanted {plan.D_shape}: (n_atoms, channels of y, *atom_shape)")
+    if lmbd0 is None:
+        return _State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma)
+    lmbd = as_rates(lmbd0, D)
     if not bool((lmbd > 0).all()):
         raise InputError(f"lmbd0 is {lmbd0!r}, wanted rates > 0")
-    batches = 1 if batch_size is None else -(-len(y) // check_count(batch_size, "batch_size"))
-    prior = rates.Prior.weak(lmbd, n_positions) if prior is None else prior
-    n_layers = check_count(n_layers, "n_layers")
-    plan = _Plan(
-        y, target, stride, bool(positive), m_step, n_layers, batches, rule, bool(learn_sigma), prior, tol_codes
-    )
-    return plan, _State(D, lmbd, sigma)
+    return _State(D, lmbd, sigma)
 
 
 def _expect(plan, state):
@@ -322,32 +324,13 @@ def _expect(plan, state):
 def _maximize(plan, state, optimizer, rng):
     """M-step: the dictionary."""
     if plan.m_step == "analytic":
-        shape, wanted = state.D.shape[2:], plan.y if plan.target is None else plan.target
-        phi = correlate_codes(state.codes, shape, plan.stride)
-        psi = correlate_signals(state.codes, wanted, shape, plan.stride)
-        return replace(state, D=exact_dictionary(state.D, phi, psi))
-    D = state.D
-    for batch in np.array_split(rng.permutation(len(plan.y)), plan.batches):
-        y = plan.y[batch]
-        wanted = y if plan.target is None else plan.target[batch]
-        D = optimizer.step(D, dictionary_gradient(plan, state, D, y, wanted))
+        return replace(state, D=mstep.from_statistics(state.D, state.codes, plan.wanted, plan.stride))
+    D = mstep.by_gradient(
+        state.D, plan.y, plan.wanted, state.lmbd, state.sigma, optimizer=optimizer, batches=plan.batches,
+        n_layers=plan.n_layers, positive=plan.positive, stride=plan.stride,
+        through_layers=plan.m_step == "unrolled", rng=rng,
+    )  # fmt: skip
     return replace(state, D=D)
-
-
-def dictionary_gradient(plan, state, D, y, wanted):
-    """Return the gradient of half the squared reconstruction error, divided by the energy of the codes of an atom."""
-    xp = array_module(y)
-    step = 1 / lipschitz(D, stride=plan.stride)
-    theta = (state.lmbd * state.sigma**2 * step).astype(y.dtype)
-    trace = unroll_full(y, D, theta, step, plan.n_layers, plan.positive, plan.stride)
-    z = trace.codes[-1]
-    error = synthesize_full(z, D, plan.stride) - wanted
-    gradient = correlate_signals(z, error, D.shape[2:], plan.stride)
-    if plan.m_step == "unrolled":
-        gradient = gradient + backward(trace, analyze_full(error, D, plan.stride)).D
-    value = z.value if isinstance(z, SparseCodes) else z
-    energy = float((value.astype(np.float64) ** 2).sum()) / len(D)
-    return gradient / energy if energy > 0 else xp.zeros_like(D)
 
 
 def _repair(plan, state, rng):

@@ -1,0 +1,97 @@
+"""The M-step, stage 1: how the dictionary is learned from the codes.
+
+| `m_step` | estimates |
+|---|---|
+| analytic | the minimiser of ||y - D z||^2 over unit-norm atoms, codes fixed, exact, from sums over the signals |
+| decoder | one gradient step on the same error, codes of the unrolled encoder held fixed |
+| unrolled | one gradient step on that error as a function of D, through the decoder and all T layers (the paper) |
+
+The first is the fastest and needs no learning rate. The last follows how the codes change with the dictionary, and
+takes a clean `target` into account in the encoder too; prefer it for supervised learning and for few layers.
+"""
+
+import numpy as np
+
+from emdl.backend import array_module
+from emdl.codes import SparseCodes
+from emdl.gradients import backward
+from emdl.ops import analyze_full, correlate_codes, correlate_signals, lipschitz, synthesize_full
+from emdl.optim import exact_dictionary
+from emdl.unrolled import unroll_full
+
+M_STEPS = ("analytic", "unrolled", "decoder")
+
+
+def from_statistics(D, codes, wanted, stride):
+    """Return the dictionary that minimises the squared error with the codes held fixed.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary to start from.
+    codes : SparseCodes
+        Codes.
+    wanted : array (n, C, *S)
+        What the codes are to make.
+    stride : tuple of int
+        Along each axis.
+
+    Returns
+    -------
+    array (K, C, *s)
+    """
+    shape = D.shape[2:]
+    return exact_dictionary(D, correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride))
+
+
+def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, positive, stride, through_layers, rng):
+    """Return the dictionary after one pass of gradient steps over the signals.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary.
+    y, wanted : array (n, C, *S)
+        Signals, and what the decoder is to make of their codes.
+    lmbd : array (K,)
+        Rates, 1 / data unit.
+    sigma : float
+        Noise standard deviation, data unit.
+    optimizer : Optimizer
+        Its state is changed.
+    batches : int
+        Number of steps.
+    n_layers : int
+        Layers T of the encoder.
+    positive : bool
+        One-sided shrinkage.
+    stride : tuple of int
+        Along each axis.
+    through_layers : bool
+        Take the gradient through the layers too, or through the decoder alone.
+    rng : Generator
+        Order of the signals.
+
+    Returns
+    -------
+    array (K, C, *s)
+    """
+    for batch in np.array_split(rng.permutation(len(y)), batches):
+        part, target = y[batch], wanted[batch]
+        step = 1 / lipschitz(D, stride=stride)  # follows the dictionary: never too long
+        theta = (lmbd * sigma**2 * step).astype(y.dtype)
+        trace = unroll_full(part, D, theta, step, n_layers, positive, stride)
+        D = optimizer.step(D, _gradient(trace, target, through_layers))
+    return D
+
+
+def _gradient(trace, target, through_layers):
+    """Return the gradient of half the squared error, over the mean energy of the codes of an atom: without a unit."""
+    D, stride, z = trace.D, trace.stride, trace.codes[-1]
+    error = synthesize_full(z, D, stride) - target
+    gradient = correlate_signals(z, error, D.shape[2:], stride)
+    if through_layers:
+        gradient = gradient + backward(trace, analyze_full(error, D, stride)).D
+    value = z.value if isinstance(z, SparseCodes) else z
+    energy = float((value.astype(np.float64) ** 2).sum()) / len(D)
+    return gradient / energy if energy > 0 else array_module(D).zeros_like(D)
