@@ -55,6 +55,14 @@ def test_order_shift_sign_and_scale_do_not_change_the_error(rng, n_axes):
     np.testing.assert_array_equal(match.signs, signs[match.permutation])
 
 
+def test_all_lags_are_tried_up_to_an_overlap_of_one_sample():
+    first, last = np.eye(1, 4)[None], np.eye(1, 6, 5)[None]
+    for D, D_true, shift in [(last, first, -5), (first[..., ::-1], last[..., ::-1], -3), (first, last, 5)]:
+        match = atom_error(D, D_true)
+        np.testing.assert_allclose(match.errors, 0, atol=1e-12)
+        assert match.shifts.tolist() == [[shift]]
+
+
 def test_the_error_is_the_sine_of_the_angle(rng):
     h, e = np.linalg.qr(rng.standard_normal((30, 2)))[0].T
     # zero-padded lags of a random atom correlate less than the one at lag 0, so the angle is known

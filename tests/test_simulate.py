@@ -9,6 +9,7 @@ import pytest
 from emdl.errors import InputError
 from emdl.metrics import atom_error, match_spikes, snr_db
 from emdl.simulate import convolutional, tetrode, waveforms
+from emdl.simulate.neurons import choose_distinct
 
 
 def atoms(rng, *shape):
@@ -48,6 +49,23 @@ def test_waveforms_fall_off_from_the_nearest_channel():
     ratio = heights[:, 0] / heights[:, -1]
     assert ratio.min() < 0.3
     assert ratio.max() < 0.95
+
+
+def test_a_moved_copy_is_not_a_different_waveform(rng):
+    wave, other = rng.standard_normal((2, 2, 20))
+    shapes = np.stack([np.pad(x, [(0, 0), room]) for x, room in [(wave, (0, 9)), (-wave, (9, 0)), (other, (4, 5))]])
+    assert choose_distinct(shapes, 2, 0.9).tolist() == [0, 2]
+
+
+def test_the_trough_is_at_time_zero_on_the_nearest_channel_and_later_on_the_others():
+    r = tetrode(0.01, 6, fs=500_000, rng=0)
+    times = (r.waveforms.argmin(2) - r.trough) / 500  # ms
+    distance = np.linalg.norm(r.unit_positions[:, None] - r.channel_positions, axis=2)
+    nearest = np.arange(6), distance.argmin(1)
+    np.testing.assert_array_equal(r.waveforms.min(2).argmin(1), nearest[1])
+    np.testing.assert_allclose(times[nearest], 0, atol=0.002)  # a sample
+    delay = (distance - distance[nearest][:, None]) / 500  # um at 500 um / ms
+    assert (np.abs(times - delay) < 0.02 + 0.5 * delay).all()
 
 
 def test_waveforms_that_cannot_differ_so_much_are_refused():
@@ -249,11 +267,11 @@ def test_spikes_of_a_burst_follow_soon_and_are_smaller():
 
 
 def test_amplitudes_drift_slowly_and_jitter_quickly():
-    r = tetrode(200.0, 1, fs=8000, rate_hz=(20, 20), burst=0, drift=0.2, jitter=0.03, noise_uv=0, rng=6)
+    r = tetrode(200.0, 1, fs=8000, rate_hz=(20, 20), burst=0, drift=0.2, jitter=0.1, noise_uv=0, rng=6)
     slow = np.convolve(r.spike_amplitudes, np.ones(101) / 101, "valid")
-    assert 0.1 < np.ptp(slow) <= 0.4 + 0.02
-    assert abs((r.spike_amplitudes[50:-50] - slow).std() / 0.03 - 1) < 0.1
-    assert np.abs(np.diff(slow)).max() < 0.005
+    assert 0.1 < np.ptp(slow) <= 0.4 + 0.1
+    assert abs((r.spike_amplitudes[50:-50] - slow).std() / 0.1 - 1) < 0.1
+    assert np.abs(np.diff(slow)).max() < 0.01
 
 
 def overlapping(r):

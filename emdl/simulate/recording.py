@@ -184,10 +184,10 @@ def _trough(fs):
     return round(BEFORE * fs / 1000)
 
 
-def _sampled(neurons, fs):
-    """Return the waveforms for spikes that come 0, 1/16, ... 15/16 of a sample late, (n, C, phases, s)."""
+def _sampled(neurons, fs, phases=_PHASES):
+    """Return the waveforms for spikes that come 0, 1/16, 2/16, ... of a sample late, (n, C, phases, s)."""
     length = round((BEFORE + AFTER) * fs / 1000)
-    late = np.arange(_PHASES)[:, None] / _PHASES
+    late = np.arange(phases)[:, None] / _PHASES
     return evaluate(neurons, (np.arange(length) - _trough(fs) - late) * 1000 / fs)
 
 
@@ -208,7 +208,7 @@ def _draw_units(n_units, channels, fs, peak_uv, max_correlation, rng):
     max_correlation = check_number(max_correlation, "max_correlation", 0, 1, strict=True)
     depth = rng.uniform(*as_range(peak_uv, "peak_uv", positive=True), n_units)
     neurons = draw_neurons(200 + 40 * n_units, channels, 10, 50, rng)
-    neurons = neurons[choose_distinct(_sampled(neurons, fs)[:, :, 0], n_units, max_correlation)]
+    neurons = neurons[choose_distinct(_sampled(neurons, fs, 1)[:, :, 0], n_units, max_correlation)]
     tables = _sampled(neurons, fs)
     return neurons.position, tables * (depth / -tables[:, :, 0].min((1, 2)))[:, None, None, None]
 
