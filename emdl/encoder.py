@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl._kernels import solver as kernels
+from emdl._kernels.correlate import pack_atoms
 from emdl.backend import array_module, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
@@ -106,7 +107,9 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
     sigma, tol = check_number(sigma, "sigma", 0, strict=True), check_number(tol, "tol", 0, 1, strict=True)
     rates = as_rates(lmbd, D)
     if not bool((rates > 0).all()):
-        raise InputError(f"lmbd is {lmbd!r}, wanted rates > 0; without a penalty the minimum is not unique and has no certificate")
+        raise InputError(
+            f"lmbd is {lmbd!r}, wanted rates > 0; without a penalty the minimum is not unique and has no certificate"
+        )
     if z0 is not None:
         z0 = as_codes(z0, D, stride)[0]
         if z0.shape != positions_of(y, D, stride):
@@ -162,9 +165,10 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None)
         np.maximum(start, 0, out=start)
     atoms, signals, codes, (sh, sw) = planes(D), planes(y), planes(start), plane_stride(stride)
     norms = (D.reshape(len(D), -1) ** 2).sum(axis=1)
-    penalty = penalty.astype(y.dtype)
+    penalty, bank = penalty.astype(y.dtype), pack_atoms(atoms)
     done = parallel_map(
-        lambda i: kernels.solve(signals[i], atoms, norms, penalty, sh, sw, positive, tol, max_iter, codes[i]), range(len(y))
+        lambda i: kernels.solve(signals[i], atoms, bank, norms, penalty, sh, sw, positive, tol, max_iter, codes[i]),
+        range(len(y)),
     )
     primal, gap = np.array([d[2] for d in done]), np.array([max(d[3], 0.0) for d in done])
     return Solution(SparseCodes.stack(shape, [d[:2] for d in done], y.dtype), primal, gap, max(d[4] for d in done))
@@ -189,7 +193,12 @@ def _solve_by_gradient(y, D, penalty, stride, tol, max_iter, positive, z0):
             gap = primal - a * cross + a**2 * energy / 2
             if bool((gap <= tol * primal).all()):
                 break
-        before, z = z, shrink(w + step * analyze_full(y - synthesize_full(w, D, stride), D, stride), step * penalty, positive=positive)
+        before, z = (
+            z,
+            shrink(
+                w + step * analyze_full(y - synthesize_full(w, D, stride), D, stride), step * penalty, positive=positive
+            ),
+        )
         if float(((w - z) * (z - before)).sum()) > 0:
             s = 1.0  # restart: the momentum points uphill (O'Donoghue and Candes, 2015)
         s_next = (1 + math.sqrt(1 + 4 * s * s)) / 2

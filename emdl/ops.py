@@ -10,11 +10,14 @@ import math
 import numpy as np
 
 from emdl._kernels import planes as kernels
+from emdl._kernels.correlate import pack_atoms
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_number, code_positions, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 
-_PIECE = 2_000_000  # multiplications in one piece of work: long against the cost of handing it to a thread
+_POSITIONS = (
+    4096  # in one piece of an analysis: long against the cost of handing it to a thread, short against the cache
+)
 
 
 def synthesize(z, D, *, stride=1):
@@ -390,16 +393,25 @@ def analyze_full(r, D, stride):
     """
     if array_module(r, D) is not np:
         return analyze_by_taps(r, D, stride)
-    shape = positions_of(r, D, stride)
-    out = np.empty(shape, D.dtype)
+    out = np.empty(positions_of(r, D, stride), D.dtype)
     signals, atoms, codes, (sh, sw) = planes(r), planes(D), planes(out), plane_stride(stride)
-    PH, PW = codes.shape[2:]
-    rows = max(1, min(PH, _PIECE // (D.size * PW)))
-    columns = PW if rows > 1 else max(1, _PIECE // D.size)
+    bank, (K, PH, PW) = pack_atoms(atoms), codes.shape[1:]
+    columns = min(PW, max(_POSITIONS // 8, _POSITIONS // PH))
+    rows = min(PH, max(1, _POSITIONS // columns))
     pieces = itertools.product(range(len(r)), range(0, PH, rows), range(0, PW, columns))
     parallel_map(
         lambda p: kernels.analyze(
-            signals[p[0]], atoms, sh, sw, p[1], min(p[1] + rows, PH), p[2], min(p[2] + columns, PW), codes[p[0]]
+            signals[p[0]],
+            bank,
+            K,
+            D.shape[-1],
+            sh,
+            sw,
+            p[1],
+            min(p[1] + rows, PH),
+            p[2],
+            min(p[2] + columns, PW),
+            codes[p[0]],
         ),
         pieces,
     )

@@ -3,36 +3,19 @@
 import numpy as np
 
 from emdl._kernels.compiler import jit
+from emdl._kernels.correlate import correlate, tile_width
 
 
 @jit
-def analyze(r, D, sh, sw, i0, i1, j0, j1, out):
-    """Write D^T r at the code positions [i0, i1) x [j0, j1): the correlation of every atom with the signal."""
-    K, C, h, w = D.shape
+def analyze(r, bank, K, w, sh, sw, i0, i1, j0, j1, out):
+    """Write D^T r at the code positions [i0, i1) x [j0, j1); `bank` holds the K atoms of width `w` (`correlate.pack_atoms`)."""
+    width = tile_width(K, w, sh, sw, j1 - j0)
+    tile = np.empty((bank.shape[0], (i1 - i0) * width), r.dtype)
+    correlate(r, bank, K, w, sh, sw, i0, i1, j0, j1, tile)
     for k in range(K):
-        for i in range(i0, i1):
-            row = out[k, i, j0:j1]
-            row[:] = 0
-            for c in range(C):
-                for a in range(h):
-                    x = r[c, i * sh + a]
-                    b = 0
-                    while b + 4 <= w:
-                        d0, d1, d2, d3 = D[k, c, a, b], D[k, c, a, b + 1], D[k, c, a, b + 2], D[k, c, a, b + 3]
-                        if sw == 1:
-                            at = x[j0 + b : j1 + b + 3]
-                            for j in range(j1 - j0):
-                                row[j] += d0 * at[j] + d1 * at[j + 1] + d2 * at[j + 2] + d3 * at[j + 3]
-                        else:
-                            for j in range(j1 - j0):
-                                p = (j0 + j) * sw + b
-                                row[j] += d0 * x[p] + d1 * x[p + 1] + d2 * x[p + 2] + d3 * x[p + 3]
-                        b += 4
-                    while b < w:
-                        d0 = D[k, c, a, b]
-                        for j in range(j1 - j0):
-                            row[j] += d0 * x[(j0 + j) * sw + b]
-                        b += 1
+        for i in range(i1 - i0):
+            for j in range(j1 - j0):
+                out[k, i0 + i, j0 + j] = tile[k, i * width + j]
 
 
 @jit

@@ -16,7 +16,7 @@ def energy(r):
 
 
 @jit
-def sweep(r, D, penalty, sh, sw, positive, active, bh, bw, buffer, found):
+def sweep(r, bank, w, penalty, sh, sw, positive, active, bh, bw, buffer, found):
     """Return the largest correlation over penalty, and the worst violator among the idle codes of each block.
 
     `found` receives (i * PW + j) * K + k, one for each block of bh x bw positions; the second value returned counts them.
@@ -28,7 +28,7 @@ def sweep(r, D, penalty, sh, sw, positive, active, bh, bw, buffer, found):
     for top in range(0, PH, bh):
         best[:] = 1.0
         for i in range(top, min(top + bh, PH)):
-            analyze(r, D, sh, sw, i, i + 1, 0, PW, buffer)
+            analyze(r, bank, K, w, sh, sw, i, i + 1, 0, PW, buffer)
             for k in range(K):
                 row, scale = buffer[k, i], 1.0 / penalty[k]
                 for block in range(blocks):
@@ -72,7 +72,7 @@ def descend(r, D, norms, penalty, sh, sw, positive, z, index, n_active):
 
 
 @jit
-def solve(y, D, norms, penalty, sh, sw, positive, tol, max_iter, z):
+def solve(y, D, bank, norms, penalty, sh, sw, positive, tol, max_iter, z):
     """Minimise half the squared error plus penalty over the codes z (K, PH, PW) of one signal, in place.
 
     Returns ``(index, value, primal, gap, n_sweeps)``: sorted non-zeros, objective in units of half a squared error, certified gap.
@@ -106,7 +106,7 @@ def solve(y, D, norms, penalty, sh, sw, positive, tol, max_iter, z):
             for i in range(y.shape[1]):
                 for j in range(y.shape[2]):
                     cross += np.float64(y[c, i, j]) * np.float64(r[c, i, j])
-        largest, n_found = sweep(r, D, penalty, sh, sw, positive, active, bh, bw, buffer, found)
+        largest, n_found = sweep(r, bank, w, penalty, sh, sw, positive, active, bh, bw, buffer, found)
         e = energy(r)
         primal = 0.5 * e + l1
         a = min(1.0 / largest, max(0.0, cross / e)) if largest > 0 and e > 0 else 1.0
