@@ -74,8 +74,8 @@ def _table(path, facts):
     shape = " x ".join(map(str, facts["atom_shape"]))
     rows = {
         "atoms": f"{facts['n_atoms']} of {facts['n_channels']} channels x {shape} samples",
-        "lambda": f"{_numbers(facts['lmbd'])}, 1 / data unit",
-        "sigma": f"{facts['sigma']:.4g}, data unit",
+        "lambda": f"{_numbers(facts['lmbd'])} per data unit",
+        "sigma": f"{facts['sigma']:.4g} data units",
         "codes": f"{'non-negative' if facts['positive'] else 'of both signs'}, stride {_numbers(facts['stride'])}",
     }
     if facts["kind"] == "spikes":
@@ -95,7 +95,7 @@ def _spike_rows(facts):
         "pass band": "none" if facts["band"] is None else "{:g} to {:g} Hz".format(*facts["band"]),
         "window": f"{facts['window_ms']:.3g} ms",
         "SNR of the units": _numbers(facts["snr"]),
-        "noise of the channels": f"{_numbers(facts['noise'])}, data unit",
+        "noise of the channels": f"{_numbers(facts['noise'])} data units",
     }
 
 

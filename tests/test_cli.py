@@ -12,10 +12,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from emdl.cli import files
 
 import emdl
 from emdl import simulate
-from emdl.cli import files
 from emdl.spikes import tables
 
 SCRIPT = pathlib.Path(sys.executable).with_name("emdl")
@@ -399,8 +399,13 @@ def test_info_refuses_what_is_no_model(trained, name):
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "kept.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk"), files.replacing(path) as part:
-        part.write_text("half")
-        raise OSError("disk full")
+
+    def write_half():
+        with files.replacing(path) as part:
+            part.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk"):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
