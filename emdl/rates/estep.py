@@ -1,0 +1,230 @@
+"""The E-step: codes at the current rates, and the rates and noise level that these codes suggest."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from emdl.backend import array_module
+from emdl.encoder import solve
+from emdl.errors import InputError
+from emdl.gradients import backward
+from emdl.ops import analyze_full, lipschitz
+from emdl.rates.laplace import Prior, lmbd_gradient, start_lmbd, step_lmbd, update_lmbd
+from emdl.rates.noise import residual_sigma
+from emdl.rates.risk import RATIO, Search, Sums, log_step, measure
+from emdl.unrolled import unroll
+
+RULES = ("gcv", "sure", "paper", "paper-gradient", "fixed")
+DEFAULT_RULE = "gcv"
+_SMALLEST = 1e-4  # smallest penalty, as a share of the root mean square of the signals: 80 dB
+_SETTLED = 0.01  # change of log lmbd and log sigma that counts as none
+
+
+@dataclass(frozen=True)
+class EStep:
+    """What the E-step found.
+
+    Attributes
+    ----------
+    codes : SparseCodes, or array (n, K, *P) on a GPU
+        The minimiser of (1) at the rates and the noise level that were given.
+    lmbd : array (K,)
+        The next rates, 1 / data unit.
+    sigma : float
+        The next noise level, data unit.
+    sums : Sums
+        Of the codes.
+    search : Search
+        To be handed to the next call.
+    settled : bool
+        Whether the next rates and noise level are those given, within 1 %.
+    message : str
+        What went wrong, or empty.
+    """
+
+    codes: object
+    lmbd: np.ndarray
+    sigma: float
+    sums: Sums
+    search: Search
+    settled: bool
+    message: str = ""
+
+    @property
+    def energy(self):
+        """||y - D z||^2, data unit squared."""
+        return self.sums.energy
+
+    @property
+    def l1(self):
+        """||z_k||_1 of each atom, summed over the signals, data unit."""
+        return self.sums.l1
+
+    @property
+    def n_nonzero(self):
+        """Number of non-zero codes."""
+        return self.sums.n_nonzero
+
+
+def e_step(
+    y,
+    D,
+    stride,
+    positive,
+    lmbd,
+    sigma,
+    *,
+    rule=DEFAULT_RULE,
+    learn_sigma=False,
+    prior=None,
+    tol=1e-3,
+    codes=None,
+    search=None,
+    damping=0.0,
+    n_layers=30,
+):
+    """Return the codes at the given rates and noise level, and the next rates and noise level.
+
+    ==================  ==========================================================================================
+    rule                next rates
+    ==================  ==========================================================================================
+    ``gcv``             a step towards the least generalised cross-validation score; needs no sigma, never collapses
+    ``sure``            the same with Stein's unbiased risk estimate, which trusts `sigma`
+    ``paper``           the Laplace fit (5); collapses on sparse codes unless the prior holds it
+    ``paper-gradient``  a gradient step on (4) through `n_layers` layers of the encoder; collapses likewise
+    ``fixed``           those given
+    ==================  ==========================================================================================
+
+    The first two move one scale for all atoms and keep the ratios of `lmbd`. They code the signals at three penalties
+    while the scale moves, and ever more rarely once it rests.
+
+    Parameters
+    ----------
+    y : array (n, C, *S)
+        Signals, in full form.
+    D : array (K, C, *s)
+        Dictionary of the same dtype.
+    stride : tuple of int
+        Along each axis.
+    positive : bool
+        Keep the codes non-negative.
+    lmbd : array (K,)
+        Rates, 1 / data unit, > 0.
+    sigma : float
+        Noise standard deviation, data unit.
+    rule : str
+        One of `RULES`.
+    learn_sigma : bool
+        Take sigma from the residual (`residual_sigma`), or keep it.
+    prior : Prior, optional
+        Of the rates, for the rules of the paper; by default around the universal threshold, as heavy as the data.
+    tol : float
+        Relative duality gap of the codes. The scores are good to about 1e-3.
+    codes : SparseCodes or array (n, K, *P), optional
+        Codes to start from.
+    search : Search, optional
+        Of the call before; without it every call looks at the neighbours.
+    damping : float
+        From 0 to below 1: shortens every step of log lmbd by this share. Minibatches want 0.5 or more.
+    n_layers : int
+        Layers of the encoder in ``paper-gradient``.
+
+    Returns
+    -------
+    EStep
+
+    Raises
+    ------
+    InputError
+        If there is no such rule.
+    """
+    if rule not in RULES:
+        raise InputError(f"rule is {rule!r}, wanted one of {', '.join(RULES)}")
+    search = search or Search()
+    codes = solve(y, D, lmbd * sigma**2, stride, tol=tol, positive=positive, z0=codes).codes
+    sums = measure(y, D, codes, stride)
+    next_sigma = _noise(y, sums, sigma) if learn_sigma else sigma
+    message = ""
+    if rule in ("gcv", "sure"):
+        step, search, message = _search(
+            y, D, stride, positive, lmbd * sigma**2, sums, codes, tol, search, sigma if rule == "sure" else None
+        )
+        next_lmbd = lmbd * (math.exp((1 - damping) * step) * (sigma / next_sigma) ** 2)
+    elif rule == "fixed":
+        next_lmbd = lmbd
+    else:
+        prior = prior or Prior.around(start_lmbd(len(D), sums.n_positions, sigma), sums.n_positions)
+        if rule == "paper":
+            next_lmbd = update_lmbd(lmbd, sums.l1, sums.n_positions, prior, damping=damping)
+        else:
+            next_lmbd = _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, 1 - damping)
+        message = _collapse(sums, prior)
+    xp = array_module(lmbd)
+    moved = max(float(xp.abs(xp.log(next_lmbd / lmbd)).max()), abs(math.log(next_sigma / sigma)))
+    return EStep(codes, next_lmbd, next_sigma, sums, search, moved <= _SETTLED, message)
+
+
+def _noise(y, sums, sigma):
+    """Return the noise level of the residual; kept where nothing is left, and above 80 dB below the signals."""
+    smallest = _SMALLEST * _root_mean_square(y)
+    return max(residual_sigma(sums), smallest) or sigma
+
+
+def _root_mean_square(y):
+    return float(array_module(y).sqrt((y.astype(np.float64) ** 2).mean()))
+
+
+def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
+    """Return the step of log lambda, the search after it, and a message."""
+    if search.pause:
+        return 0.0, search.waited(), ""
+
+    def sums_at(ratio):
+        solution = solve(y, D, penalty * ratio, stride, tol=tol, positive=positive, z0=codes)
+        return measure(y, D, solution.codes, stride)
+
+    below = sums_at(1 / RATIO)
+    if below.n_nonzero == 0:
+        return _first_code(y, D, stride, positive, penalty, search)
+    step = log_step(below, here, here if here.n_nonzero == 0 else sums_at(RATIO), sigma)
+    smallest = _SMALLEST * _root_mean_square(y) / float(penalty.max())
+    step = max(step, min(math.log(max(smallest, 1e-300)), 0.0))
+    message = ""
+    if here.n_nonzero == 0 and step == 0:
+        message = "all codes are zero, and letting codes in predicts no better: the atoms find nothing above the noise"
+    return step, search.looked(step), message
+
+
+def _first_code(y, D, stride, positive, penalty, search):
+    """Return the step to the penalty at which the first code enters, where all neighbours have none."""
+    c = analyze_full(y, D, stride)
+    xp = array_module(c)
+    ratio = float(((c if positive else xp.abs(c)).max(axis=(0, *range(2, c.ndim))) / penalty).max())
+    if ratio <= 0:
+        return 0.0, search.looked(0.0), "no atom correlates with the signals: all codes are zero at every lmbd"
+    return math.log(ratio), search.looked(math.log(ratio)), ""
+
+
+def _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, rate):
+    """Return the rates after a gradient step on (4), codes and gradient those of the unrolled encoder."""
+    step = 1 / lipschitz(D, stride=stride)
+    trace = unroll(y, D, lmbd * sigma**2 * step, step, n_layers, positive=positive, stride=stride)
+    sums = measure(y, D, trace.codes[-1], stride)
+    xp = array_module(y)
+    g_z = xp.sign(trace.z) * lmbd.reshape(-1, *[1] * (y.ndim - 2)).astype(y.dtype)
+    through = backward(trace, g_z).theta.astype(np.float64) * sigma**2 * step
+    gradient = lmbd_gradient(lmbd, sums.l1, sums.n_positions, prior, through=through)
+    return step_lmbd(lmbd, gradient, sums.n_positions, prior, rate=0.3 * rate)
+
+
+def _collapse(sums, prior):
+    """Return a message if the rule of the paper has shut atoms, or empty."""
+    dead = [k for k, size in enumerate(sums.l1.tolist()) if size == 0]
+    if not dead:
+        return ""
+    which = "all codes are zero" if len(dead) == len(sums.l1) else f"atom(s) {', '.join(map(str, dead))} have no codes"
+    cap = (sums.n_positions + prior.r - 1) / prior.delta if prior.delta > 0 else math.inf
+    return (
+        f"lmbd collapsed: {which} and (5) drives the rate to {cap:.3g}; use rule 'gcv', or a prior with a smaller mean"
+    )
