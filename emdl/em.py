@@ -16,6 +16,8 @@ from emdl.ops import as_rates
 from emdl.optim import Optimizer, normalize_atoms
 
 _LOG = logging.getLogger(__name__)
+_WAITING = ("gcv", "sure")  # rules that look for the best reconstruction, which poor atoms give with many small codes
+_SETTLING = 0.05  # largest change of an atom at which these rules begin
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class _State:
     lmbd: np.ndarray
     sigma: float
     codes: object = None
+    search: object = None
     objective: float = np.nan
     n_nonzero: int = 0
     notes: tuple = ()
@@ -227,9 +230,11 @@ def em_fit(
     optimizer = replace(optimizer) if optimizer is not None else Optimizer()
     repair = D0 is None if repair is None else repair
     rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
+    change = math.inf
     for iteration in range(1, max_iter + 1):
         before = state
-        state = _expect(plan, state)
+        hold = plan.rule in _WAITING and change > _SETTLING and 2 * iteration <= max_iter
+        state = _expect(plan, state, hold)
         state = _maximize(plan, state, optimizer, rng)
         if repair and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
@@ -250,7 +255,7 @@ def em_fit(
         if callback is not None and callback(progress):
             ended = f"stopped by the callback after {iteration} iterations"
             break
-        if change < tol and moved < tol:
+        if change < tol and moved < tol and not hold:
             converged, ended = True, f"converged after {iteration} iterations"
             break
     names = ("objective", "n_nonzero", "sigma", "change", "seconds")
@@ -310,15 +315,16 @@ def _first_state(plan, D0, lmbd0, sigma, rng):
     return _State(D, lmbd, sigma)
 
 
-def _expect(plan, state):
-    """E-step: codes, and the rates and the noise level that they suggest."""
+def _expect(plan, state, hold):
+    """E-step: codes, and unless they are held the rates and the noise level that the codes suggest."""
     step = rates.e_step(
-        plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule=plan.rule,
-        learn_sigma=plan.learn_sigma, prior=plan.prior, tol=plan.tol_codes, codes=state.codes,
+        plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule="fixed" if hold else plan.rule,
+        learn_sigma=plan.learn_sigma and not hold, prior=plan.prior, tol=plan.tol_codes, codes=state.codes,
+        search=state.search,
     )  # fmt: skip
-    objective = step.energy / (2 * step.sigma**2) + float((step.lmbd * step.l1).sum())
+    objective = step.energy / (2 * state.sigma**2) + float((state.lmbd * step.l1).sum())
     notes = (*state.notes, step.message) if step.message else state.notes
-    return _State(state.D, step.lmbd, step.sigma, step.codes, objective, step.n_nonzero, notes)
+    return _State(state.D, step.lmbd, step.sigma, step.codes, step.search, objective, step.n_nonzero, notes)
 
 
 def _maximize(plan, state, optimizer, rng):
