@@ -2,24 +2,26 @@
 
 With g_x the gradient of a loss with respect to x, layer t of (2) gives
 
-    g_u = g_z [z_t != 0]            g_theta -= sum sign(z_t) g_u
-    q   = D g_u
-    g_y += step q
-    g_w = g_u - step D^T q
-    g_D += step corr(y - D w_t, g_u) - step corr(q, w_t)
-    g_{z_{t-1}} += (1 + beta_t) g_w       g_{z_{t-2}} -= beta_t g_w                                 (3)
+g_u = g_z [z_t != 0]            g_theta -= sum sign(z_t) g_u
+q   = A g_u                     g_y += step q             g_step += <q, y - D w_t>
+g_w = g_u - step D^T q
+g_A += step corr(y - D w_t, g_u)          g_D -= step corr(q, w_t)
+g_{z_{t-1}} += (1 + beta_t) g_w           g_{z_{t-2}} -= beta_t g_w                             (3)
+
+where the analysis dictionary A is D unless another one was given; then g_D is the sum of both.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import array_module
+from emdl._kernels import network
+from emdl.backend import array_module, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
-from emdl.ops import analyze_full, as_codes, correlate_signals, synthesize_full
+from emdl.ops import analyze_full, as_codes, correlate_signals, planes, synthesize_full
 from emdl.prox import shrink_backward
-from emdl.unrolled import momenta
+from emdl.unrolled import DenseLayers, momenta
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,21 @@ class Grads:
         With respect to the threshold.
     y : array (n, C, *S)
         With respect to the signals.
+    step : float
+        With respect to the step, theta held fixed.
+    analysis : array (K, C, *s) or None
+        With respect to the analysis dictionary, None if that is D.
     """
 
     D: np.ndarray
     theta: np.ndarray
     y: np.ndarray
+    step: float = 0.0
+    analysis: np.ndarray | None = None
 
 
-def backward(trace, g_z):
-    """Return the gradients of a loss through all layers of `unroll`, by the rules (3).
+def backward(trace, g_z, *, n_layers=None):
+    """Return the gradients of a loss through the layers of `unroll`, by the rules (3).
 
     Parameters
     ----------
@@ -50,16 +58,20 @@ def backward(trace, g_z):
         Of `unroll`.
     g_z : array (n, K, *P)
         Gradient of the loss with respect to the codes z_T.
+    n_layers : int, optional
+        Go back through the last layers only (truncated backpropagation): the codes before them count as constants. A
+        small value costs less and gives a biased gradient; near convergence the layers left out matter little.
 
     Returns
     -------
     Grads
-        With respect to the dictionary, the threshold and the signals.
+        With respect to the dictionary, the threshold, the signals, the step, and the analysis dictionary if there is
+        one.
 
     Raises
     ------
     InputError
-        If `g_z` does not have the shape of the codes.
+        If `g_z` does not have the shape of the codes, or `n_layers` is not a number of layers.
 
     Examples
     --------
@@ -70,32 +82,113 @@ def backward(trace, g_z):
     -3.0
     """
     array_module(trace.y, g_z)
-    y, D, stride = trace.y, trace.D, trace.stride
-    g_z = as_codes(g_z, D, stride)[0].astype(y.dtype, copy=False)
-    if g_z.shape != trace.codes[-1].shape:
-        raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {trace.codes[-1].shape}")
+    y, T = trace.y, trace.n_layers
+    shape = trace.codes[-1].shape
+    g_z = as_codes(g_z, trace.D, trace.stride)[0].astype(y.dtype, copy=False)
+    if g_z.shape != shape:
+        raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {shape}")
+    if n_layers is not None and not 1 <= n_layers <= T:
+        raise InputError(f"n_layers is {n_layers!r}, wanted 1 ... {T}, the number of layers; None for all")
+    return backward_full(trace, g_z, n_layers=n_layers)
+
+
+def backward_full(trace, g_z, *, n_layers=None):
+    """Return the gradients through the layers of a trace, for arguments in full form.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of `unroll_full`.
+    g_z : array (n, K, *P) or SparseCodes
+        Gradient with respect to the codes z_T, of the dtype of the signals; only its values where z_T is not zero
+        matter. As `SparseCodes` it must have the `index` of ``trace.codes[-1]``.
+    n_layers : int, optional
+        Number of last layers to go back through.
+
+    Returns
+    -------
+    Grads
+    """
+    back = _dense_backward if isinstance(trace.codes, DenseLayers) else _sparse_backward
+    stop = trace.n_layers - (n_layers or trace.n_layers) + 1  # the earliest layer, counted from one
+    g_D, g_analysis, g_theta, g_y, g_step = back(trace, g_z, stop)
+    if trace.analysis is None:
+        g_D, g_analysis = g_D + g_analysis, None
+    if trace.theta.ndim == 0 or len(trace.theta) == 1:
+        g_theta = g_theta.sum().reshape(trace.theta.shape)
+    dtype = trace.y.dtype
+    as_dtype = None if g_analysis is None else g_analysis.astype(dtype)
+    return Grads(g_D.astype(dtype), g_theta.astype(dtype), g_y, float(g_step), as_dtype)
+
+
+def _dense_backward(trace, g_z, stop):
+    """Return the gradients of D, A, theta, y and step by the array version."""
+    y, D, stride, T = trace.y, trace.D, trace.stride, trace.n_layers
+    A = D if trace.analysis is None else trace.analysis
     xp = array_module(y)
-    step = y.dtype.type(trace.step)
-    g_D, g_y, g_theta = xp.zeros(D.shape), xp.zeros_like(y), xp.zeros(len(D))
+    if isinstance(g_z, SparseCodes):
+        g_z = g_z.dense()
+    step, atom = y.dtype.type(trace.step), D.shape[2:]
+    g_D, g_A, g_y, g_theta, g_step = xp.zeros(D.shape), xp.zeros(D.shape), xp.zeros_like(y), xp.zeros(len(D)), 0.0
     axes = (0, *range(2, y.ndim))
+    codes, beta = _dense_codes(trace.codes, xp.zeros_like(g_z)), momenta(T)
     g_before = xp.zeros_like(g_z)  # gradient of z_{t-1} from layer t + 1, added when its turn comes
-    for t, beta in reversed(list(enumerate(momenta(len(trace.codes))))):
-        z, before, older = (_dense(trace.codes, i, g_z) for i in (t, t - 1, t - 2))
-        w = before + y.dtype.type(beta) * (before - older)
+    for t in range(T - 1, stop - 2, -1):
+        z, before, older = codes(t), codes(t - 1), codes(t - 2)
+        b = y.dtype.type(beta[t])
+        w = before + b * (before - older)
         g_u, g_threshold = shrink_backward(g_z, z)
         g_theta += g_threshold.sum(axis=axes, dtype=np.float64)
-        q = synthesize_full(g_u, D, stride)
+        q = synthesize_full(g_u, A, stride)
         g_y += step * q
         g_w = g_u - step * analyze_full(q, D, stride)
         residual = y - synthesize_full(w, D, stride)
-        g_D += float(step) * (correlate_signals(g_u, residual, D.shape[2:], stride) - correlate_signals(w, q, D.shape[2:], stride))
-        g_z, g_before = g_before + (1 + y.dtype.type(beta)) * g_w, -y.dtype.type(beta) * g_w  # (3)
-    if trace.theta.ndim == 0:
-        g_theta = g_theta.sum()
-    return Grads(g_D.astype(y.dtype), g_theta.astype(y.dtype), g_y)
+        g_step += float((q.astype(np.float64) * residual).sum())
+        g_A += float(step) * correlate_signals(g_u, residual, atom, stride)
+        g_D -= float(step) * correlate_signals(w, q, atom, stride)
+        g_z, g_before = g_before + (1 + b) * g_w, -b * g_w  # (3)
+    return g_D, g_A, g_theta, g_y, g_step
 
 
-def _dense(codes, t, like):
-    if t < 0:
-        return array_module(like).zeros_like(like)
-    return codes[t].dense() if isinstance(codes[t], SparseCodes) else codes[t]
+def _dense_codes(layers, zero):
+    """Return a function that gives the codes of layer t, from the checkpoint before where they were not kept."""
+    cache = dict(layers.kept)
+
+    def codes(t):
+        if t < 0:
+            return zero
+        if t not in cache:
+            start = t // layers.every * layers.every
+            before, z = (cache.get(s, zero) for s in (start - 2, start - 1))
+            if layers.every == 1 and start > 0:
+                before = cache[start - 2] if start > 1 else zero
+            cache.clear()
+            cache.update(layers.kept)
+            cache.update(enumerate(layers.again(before, z, start, min(start + layers.every, layers.n)), start))
+        return cache[t]
+
+    return codes
+
+
+def _sparse_backward(trace, g_z, stop):
+    """Return the gradients of D, A, theta, y and step by the kernels."""
+    codes = trace.codes
+    net, y = codes.net, planes(trace.y)
+    given = g_z if not isinstance(g_z, SparseCodes) else g_z.dense()
+    correlations = None
+    if net.gram is not None and codes.every < net.n_layers:
+        correlations = analyze_full(trace.y, trace.D if trace.analysis is None else trace.analysis, trace.stride)
+    g_y = np.zeros_like(y)
+
+    def one(i):
+        bands = network.to_bands(y[i], net.layout)
+        own = None if correlations is None else correlations[i]
+        way = network.go_back(
+            net, bands, own, codes.segments[i], codes.every, given[i].reshape(net.shape[0], -1), codes.shape[-1], stop
+        )
+        network.add_from_bands(g_y[i], way.g_y, net.layout)
+        return way.g_synthesis.sum(axis=0), way.g_analysis.sum(axis=0), way.g_theta.sum(axis=0), way.g_step.sum()
+
+    sums = [sum(parts) for parts in zip(*parallel_map(one, range(len(y))), strict=True)]
+    g_D, g_A = (network.unpack_rows(g, net.shape).reshape(trace.D.shape) for g in sums[:2])
+    return g_D, g_A, sums[2], g_y.reshape(trace.y.shape), sums[3]

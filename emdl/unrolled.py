@@ -1,19 +1,27 @@
 """The paper's encoder: exactly T layers of FISTA, from zero.
 
-    w_t = z_{t-1} + beta_t (z_{t-1} - z_{t-2})
-    u_t = w_t + step D^T (y - D w_t)
-    z_t = shrink(u_t, theta)                                                                        (2)
+w_t = z_{t-1} + beta_t (z_{t-1} - z_{t-2})
+u_t = w_t + step A^T (y - D w_t)
+z_t = shrink(u_t, theta)                                                                        (2)
+
+The analysis dictionary A is D itself unless another one is given. NumPy arrays take kernels whose cost follows the
+non-zeros; the array version beside them is the oracle of the kernels and the way of CuPy arrays.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import array_module, check_count, check_number
+from emdl._kernels import network
+from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
-from emdl.ops import analyze_full, as_problem, as_rates, positions_of, synthesize_full
+from emdl.errors import InputError
+from emdl.ops import analyze_full, as_problem, as_rates, plane_stride, planes, positions_of, synthesize_full
 from emdl.prox import shrink
+
+_MAX_NUMBER = 2**16  # codes of one tile are numbered in 16 bits
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Trace:
         Signals.
     D : array (K, C, *s)
         Dictionary, dtype of `y`.
+    analysis : array (K, C, *s) or None
+        Analysis dictionary, None if it is `D`.
     theta : array () or (K,)
         Threshold of one layer, data unit.
     step : float
@@ -34,17 +44,18 @@ class Trace:
         Whether the codes are kept non-negative.
     stride : tuple of int
         Along each axis.
-    codes : tuple
-        z_1 ... z_T, as `SparseCodes`, or as arrays on a GPU.
+    codes : sequence
+        z_1 ... z_T, each a `SparseCodes`, or an array on a GPU; with checkpoints only z_T and those that were kept.
     """
 
     y: np.ndarray
     D: np.ndarray
+    analysis: np.ndarray | None
     theta: np.ndarray
     step: float
     positive: bool
     stride: tuple
-    codes: tuple
+    codes: Sequence
 
     @property
     def z(self):
@@ -52,8 +63,13 @@ class Trace:
         last = self.codes[-1]
         return last.dense() if isinstance(last, SparseCodes) else last
 
+    @property
+    def n_layers(self):
+        """Number of layers T."""
+        return len(self.codes)
 
-def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1):
+
+def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1, analysis=None, checkpoint=None):
     """Return the trace of exactly `n_iter` layers of (2), from zero.
 
     Parameters
@@ -61,10 +77,10 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1):
     y : array S, (n, *S) or (n, C, *S)
         Signals.
     D : array (K, C, *s)
-        Dictionary.
+        Dictionary: the synthesis of the layers, and their analysis unless `analysis` is given.
     theta : float or array (K,)
-        Threshold of one layer, data unit, >= 0: theta = lmbd sigma^2 step makes (1) the objective that the layers descend.
-        A large value leaves fewer codes.
+        Threshold of one layer, data unit, >= 0: theta = lmbd sigma^2 step makes (1) the objective that the layers
+        descend. A large value leaves fewer codes.
     step : float
         Step of one layer; at most 1 / `lipschitz` (D), else the layers may diverge.
     n_iter : int
@@ -73,6 +89,13 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1):
         One-sided shrinkage: codes >= 0.
     stride : int or tuple of int
         Distance of neighbouring code positions, samples.
+    analysis : array (K, C, *s), optional
+        Another dictionary A for the analysis, u = w + step A^T (y - D w), as in untied (learned) encoders [2]_. The
+        layers then descend no objective, and their convergence is not guaranteed.
+    checkpoint : int, optional
+        Keep the codes of two layers in every `checkpoint` only, and let `backward` compute the others again: memory
+        falls by about checkpoint / 2, the time of `backward` rises by that of one forward pass. A value near sqrt(2 T)
+        needs least.
 
     Returns
     -------
@@ -86,8 +109,10 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1):
 
     References
     ----------
-    .. [1] A. Beck, M. Teboulle, A fast iterative shrinkage-thresholding algorithm for linear inverse problems, SIAM J. Imaging
+    .. [1] A. Beck, M. Teboulle, A fast iterative shrinkage-thresholding algorithm for linear inverse problems, SIAM J.
+    Imaging
        Sciences 2 (2009), doi:10.1137/080716542.
+    .. [2] K. Gregor, Y. LeCun, Learning fast approximations of sparse coding, ICML 2010.
 
     Examples
     --------
@@ -96,14 +121,51 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1):
     array([[[0.42, 1.2 , 0.42]]])
     """
     y, D, stride = as_problem(y, D, stride)
-    xp = array_module(y)
-    theta = as_rates(theta, D)[: np.size(theta)].reshape(np.shape(theta)) if np.ndim(theta) else xp.asarray(float(as_rates(theta, D)[0]))
+    theta = as_threshold(theta, D)
+    if analysis is not None:
+        array_module(y, analysis)
+        analysis = as_dictionary(analysis, y.dtype)
+        if analysis.shape != D.shape:
+            raise InputError(
+                f"analysis has shape {analysis.shape}, wanted that of D, {D.shape}; pad the smaller atoms with zeros"
+            )
     return unroll_full(
-        y, D, theta.astype(y.dtype), check_number(step, "step", 0, strict=True), check_count(n_iter, "n_iter"), positive, stride
+        y,
+        D,
+        theta,
+        check_number(step, "step", 0, strict=True),
+        check_count(n_iter, "n_iter"),
+        positive,
+        stride,
+        analysis=analysis,
+        checkpoint=None if checkpoint is None else check_count(checkpoint, "checkpoint"),
     )
 
 
-def unroll_full(y, D, theta, step, n_iter, positive, stride):
+def as_threshold(theta, D):
+    """Return the threshold as an array () or (K,) of the dtype of `D`.
+
+    Parameters
+    ----------
+    theta : float or array (K,)
+        Threshold of one layer, data unit, >= 0.
+    D : array (K, C, *s)
+        Dictionary.
+
+    Returns
+    -------
+    array () or (K,)
+
+    Raises
+    ------
+    InputError
+        If a threshold is negative or not finite, or their number is wrong.
+    """
+    rates = as_rates(theta, D)
+    return (rates[0] if np.ndim(theta) == 0 else rates[: np.size(theta)]).astype(D.dtype)
+
+
+def unroll_full(y, D, theta, step, n_iter, positive, stride, *, analysis=None, checkpoint=None, dense=None):
     """Return the trace of `n_iter` layers of (2), for arguments in full form.
 
     Parameters
@@ -122,21 +184,26 @@ def unroll_full(y, D, theta, step, n_iter, positive, stride):
         One-sided shrinkage.
     stride : tuple of int
         Along each axis.
+    analysis : array (K, C, *s), optional
+        Analysis dictionary, if not `D`.
+    checkpoint : int, optional
+        Keep the codes of two layers in every `checkpoint` only.
+    dense : bool, optional
+        Take the array version; by default where the kernels cannot work, as with CuPy arrays.
 
     Returns
     -------
     Trace
     """
     xp = array_module(y, D)
-    z = before = xp.zeros(positions_of(y, D, stride), y.dtype)
-    threshold = theta.reshape(-1, *[1] * (y.ndim - 2))
-    codes = []
-    for beta in momenta(n_iter):
-        w = z + y.dtype.type(beta) * (z - before)
-        u = w + y.dtype.type(step) * analyze_full(y - synthesize_full(w, D, stride), D, stride)
-        before, z = z, shrink(u, threshold, positive=positive)  # (2)
-        codes.append(SparseCodes.from_dense(z) if xp is np else z)
-    return Trace(y, D, theta, step, positive, stride, tuple(codes))
+    every = n_iter if checkpoint is None else min(checkpoint, n_iter)
+    if dense is None:
+        dense = xp is not np or len(D) * 256 // y.itemsize > _MAX_NUMBER
+    make = _dense_layers if dense else _sparse_layers
+    codes = make(
+        y, D, D if analysis is None else analysis, xp.asarray(theta, y.dtype), step, n_iter, positive, stride, every
+    )
+    return Trace(y, D, analysis, xp.asarray(theta, y.dtype), step, positive, stride, codes)
 
 
 def momenta(n_iter):
@@ -157,3 +224,134 @@ def momenta(n_iter):
         beta.append((s - 1) / s_next)
         s = s_next
     return beta
+
+
+@dataclass(frozen=True)
+class DenseLayers(Sequence):
+    """Codes of the layers as arrays, with what it takes to compute those again that were not kept.
+
+    Attributes
+    ----------
+    kept : dict
+        Layer number, from 0 on, to array (n, K, *P).
+    n : int
+        Number of layers.
+    again : callable
+        ``again(before, z, t, end)`` returns the codes of the layers t ... end - 1, given those of t - 2 and t - 1.
+    every : int
+        Distance of the checkpoints.
+    """
+
+    kept: dict
+    n: int
+    again: object
+    every: int
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, t):
+        return self.kept[_layer_number(t, self.n, self.kept)]
+
+
+def _layer_number(t, n, kept):
+    number = t + n if t < 0 else t
+    if not 0 <= number < n:
+        raise IndexError(f"layer {t} of {n}")
+    if number not in kept:
+        raise InputError(f"the codes of layer {number} were not kept; unroll without checkpoint")
+    return number
+
+
+def _dense_layers(y, D, analysis, theta, step, n_iter, positive, stride, every):
+    """Return the layers by the array version."""
+    xp = array_module(y)
+    beta = momenta(n_iter)
+    threshold = theta.reshape(-1, *[1] * (y.ndim - 2))
+
+    def layers(before, z, t, end):
+        for number in range(t, end):
+            w = z + y.dtype.type(beta[number]) * (z - before)
+            u = w + y.dtype.type(step) * analyze_full(y - synthesize_full(w, D, stride), analysis, stride)
+            before, z = z, shrink(u, threshold, positive=positive)  # (2)
+            yield z
+
+    zero = xp.zeros(positions_of(y, D, stride), y.dtype)
+    kept = {
+        t: z
+        for t, z in enumerate(layers(zero, zero, 0, n_iter))
+        if every == n_iter or t == n_iter - 1 or t % every >= every - 2
+    }
+    return DenseLayers(kept, n_iter, layers, every)
+
+
+@dataclass(frozen=True)
+class SparseLayers(Sequence):
+    """Codes of the layers as the kernels keep them.
+
+    Attributes
+    ----------
+    net : network.Network
+        The network.
+    shape : tuple of int
+        (n, K, *P).
+    segments : list of list of network.Segment
+        For each signal: all layers, or the two layers before each checkpoint, and in the end the last one.
+    every : int
+        Distance of the checkpoints.
+    """
+
+    net: network.Network
+    shape: tuple
+    segments: list
+    every: int
+
+    def __len__(self):
+        return self.net.n_layers
+
+    def __getitem__(self, t):
+        kept = {layer - 1 for part in self.segments[0] for layer in range(part.first, part.end)}
+        layer = _layer_number(t, len(self), kept) + 1
+        pieces = []
+        for parts in self.segments:
+            part = next(p for p in parts if p.first <= layer < p.end)
+            index, value = network.decode(self.net, part, layer, self.shape[-1])
+            pieces.append((index, value))
+        return SparseCodes.stack(self.shape, pieces, pieces[0][1].dtype)
+
+
+def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every):
+    """Return the layers by the kernels."""
+    shape = positions_of(y, D, stride)
+    correlations = None
+    if y.ndim == 3:
+        correlations = analyze_full(y, analysis, stride)
+        if not network.gram_pays(correlations, D.shape, theta / y.dtype.type(step), stride[0]):
+            correlations = None
+    net = network.make_network(
+        planes(y),
+        planes(D),
+        planes(analysis),
+        theta,
+        step,
+        momenta(n_iter),
+        positive,
+        plane_stride(stride),
+        correlations is not None,
+    )
+    signals = planes(y)
+
+    def one(i):
+        bands = network.to_bands(signals[i], net.layout)
+        own = None if correlations is None else correlations[i]
+        part = network.empty_start(net, y.dtype)
+        parts = []
+        for t in range(0, n_iter, every):
+            whole = network.run_forward(net, bands, own, part, min(t + every, n_iter))
+            parts.append(whole if every == n_iter else part)
+            part = whole.cut(whole.end - 2, whole.end)
+        if every < n_iter:
+            parts.append(part)
+        return parts
+
+    return SparseLayers(net, shape, parallel_map(one, range(len(y))), every)
