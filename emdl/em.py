@@ -16,8 +16,9 @@ from emdl.ops import as_rates
 from emdl.optim import Optimizer, normalize_atoms
 
 _LOG = logging.getLogger(__name__)
-_WAITING = ("gcv", "sure")  # rules that look for the best reconstruction, which poor atoms give with many small codes
-_SETTLING = 0.05  # largest change of an atom at which these rules begin
+_BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
+_SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
+_ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class _State:
     D: np.ndarray
     lmbd: np.ndarray
     sigma: float
+    held_sigma: float  # the noise level that set the threshold at which the dictionary is learned
+    round: int = 1
     codes: object = None
     search: object = None
     objective: float = np.nan
@@ -128,6 +131,7 @@ def em_fit(
     m_step="analytic",
     learn_lmbd=True,
     learn_sigma=False,
+    learn_dictionary=True,
     target=None,
     rng=None,
     callback=None,
@@ -140,6 +144,9 @@ def em_fit(
     tol_codes=1e-3,
 ):
     """Learn a dictionary, Laplace rates and the noise level from signals.
+
+    The rules ``gcv`` and ``sure`` look for the rates that reconstruct best, which are too small to learn atoms with:
+    there the dictionary is learned first, at `lmbd0`, then the rates. The rules of the paper learn both in turn.
 
     Parameters
     ----------
@@ -172,6 +179,8 @@ def em_fit(
         Learn the rates by `lmbd_rule`, or keep them.
     learn_sigma : bool
         Learn the noise level from the residual.
+    learn_dictionary : bool
+        Learn the dictionary, or keep `D0`.
     target : array of the shape of `y`, optional
         Clean signals to reconstruct (supervised); by default `y` itself.
     rng : Generator, int or None
@@ -230,32 +239,26 @@ def em_fit(
     optimizer = replace(optimizer) if optimizer is not None else Optimizer()
     repair = D0 is None if repair is None else repair
     rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
-    change = math.inf
+    stage = _first_stage(plan, learn_dictionary)
     for iteration in range(1, max_iter + 1):
         before = state
-        hold = plan.rule in _WAITING and change > _SETTLING and 2 * iteration <= max_iter
-        state = _expect(plan, state, hold)
-        state = _maximize(plan, state, optimizer, rng)
-        if repair and iteration <= max_iter * 2 // 3:
+        state = _expect(plan, state, hold=stage == "dictionary")
+        if stage != "rates":
+            state = _maximize(plan, state, optimizer, rng)
+        if repair and stage != "rates" and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
-        change = _change(before.D, state.D)
-        moved = float(abs(np.log(state.lmbd / before.lmbd)).max())
-        progress = Progress(
-            iteration, max_iter, state.objective, state.n_nonzero, state.lmbd, state.sigma, change,
-            time.perf_counter() - began, state.D,
-        )  # fmt: skip
+        progress = _report(before, state, iteration, max_iter, time.perf_counter() - began)
         rows.append(progress)
-        _LOG.info(
-            "iteration %d: objective %.6g, %d non-zeros, change %.2g",
-            iteration,
-            state.objective,
-            state.n_nonzero,
-            change,
-        )
+        _LOG.info("iteration %d: objective %.6g, change %.2g", iteration, state.objective, progress.change)
         if callback is not None and callback(progress):
             ended = f"stopped by the callback after {iteration} iterations"
             break
-        if change < tol and moved < tol and not hold:
+        still = progress.change < tol and float(abs(np.log(state.lmbd / before.lmbd)).max()) < tol
+        if stage == "dictionary" and (still or iteration >= _SHARE * max_iter):
+            stage = "rates"
+        elif still and stage == "rates" and learn_dictionary and lmbd0 is None and _noise_was_wrong(plan, state):
+            stage, state = "dictionary", _restart(plan, state)
+        elif still:
             converged, ended = True, f"converged after {iteration} iterations"
             break
     names = ("objective", "n_nonzero", "sigma", "change", "seconds")
@@ -308,11 +311,41 @@ def _first_state(plan, D0, lmbd0, sigma, rng):
         if D.shape != plan.D_shape:
             raise InputError(f"D0 has shape {D.shape}, wanted {plan.D_shape}: (n_atoms, channels of y, *atom_shape)")
     if lmbd0 is None:
-        return _State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma)
+        return _State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma, sigma)
     lmbd = as_rates(lmbd0, D)
     if not bool((lmbd > 0).all()):
         raise InputError(f"lmbd0 is {lmbd0!r}, wanted rates > 0")
-    return _State(D, lmbd, sigma)
+    return _State(D, lmbd, sigma, sigma)
+
+
+def _first_stage(plan, learn_dictionary):
+    """Return what is learned first: rules that look for the best reconstruction wait for the dictionary.
+
+    The penalty that reconstructs best is small: with it, noise gets codes, which blurs atoms that are being learned. So
+    the dictionary is learned at the universal threshold, then lambda with the dictionary held.
+    """
+    if not learn_dictionary:
+        return "rates"
+    return "dictionary" if plan.rule in _BY_PREDICTION else "both"
+
+
+def _noise_was_wrong(plan, state):
+    """Say whether the dictionary was learned at a threshold that the learned noise level puts elsewhere."""
+    return plan.learn_sigma and state.round < _ROUNDS and abs(math.log(state.sigma / state.held_sigma)) > 0.1
+
+
+def _restart(plan, state):
+    """Return the state from which the dictionary is learned anew, at the universal threshold of the learned noise."""
+    lmbd = array_module(plan.y).full_like(state.lmbd, rates.start_lmbd(plan.D_shape[0], plan.n_positions, state.sigma))
+    return replace(state, lmbd=lmbd, held_sigma=state.sigma, round=state.round + 1, search=None)
+
+
+def _report(before, state, iteration, max_iter, seconds):
+    """Return what the callback and the history get to know."""
+    change = _change(before.D, state.D)
+    return Progress(
+        iteration, max_iter, state.objective, state.n_nonzero, state.lmbd, state.sigma, change, seconds, state.D
+    )
 
 
 def _expect(plan, state, hold):
@@ -324,7 +357,10 @@ def _expect(plan, state, hold):
     )  # fmt: skip
     objective = step.energy / (2 * state.sigma**2) + float((state.lmbd * step.l1).sum())
     notes = (*state.notes, step.message) if step.message else state.notes
-    return _State(state.D, step.lmbd, step.sigma, step.codes, step.search, objective, step.n_nonzero, notes)
+    return replace(
+        state, lmbd=step.lmbd, sigma=step.sigma, codes=step.codes, search=step.search, objective=objective,
+        n_nonzero=step.n_nonzero, notes=notes,
+    )  # fmt: skip
 
 
 def _maximize(plan, state, optimizer, rng):
