@@ -11,15 +11,17 @@ g_{z_{t-1}} += (1 + beta_t) g_w           g_{z_{t-2}} -= beta_t g_w             
 where the analysis dictionary A is D unless another one was given; then g_D is the sum of both.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from emdl._kernels import network
+from emdl._kernels.layers import correlate_codes as correlate_at
 from emdl.backend import array_module, parallel_map
 from emdl.codes import SparseCodes
-from emdl.errors import InputError
-from emdl.ops import analyze_full, as_codes, correlate_signals, planes, synthesize_full
+from emdl.errors import ConvergenceWarning, InputError
+from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, synthesize_full
 from emdl.prox import shrink_backward
 from emdl.unrolled import DenseLayers, momenta
 
@@ -83,7 +85,7 @@ def backward(trace, g_z, *, n_layers=None):
     """
     array_module(trace.y, g_z)
     y, T = trace.y, trace.n_layers
-    shape = trace.codes[-1].shape
+    shape = trace.codes.shape
     g_z = as_codes(g_z, trace.D, trace.stride)[0].astype(y.dtype, copy=False)
     if g_z.shape != shape:
         raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {shape}")
@@ -174,7 +176,6 @@ def _sparse_backward(trace, g_z, stop):
     """Return the gradients of D, A, theta, y and step by the kernels."""
     codes = trace.codes
     net, y = codes.net, planes(trace.y)
-    given = g_z if not isinstance(g_z, SparseCodes) else g_z.dense()
     correlations = None
     if net.gram is not None and codes.every < net.n_layers:
         correlations = analyze_full(trace.y, trace.D if trace.analysis is None else trace.analysis, trace.stride)
@@ -183,12 +184,167 @@ def _sparse_backward(trace, g_z, stop):
     def one(i):
         bands = network.to_bands(y[i], net.layout)
         own = None if correlations is None else correlations[i]
-        way = network.go_back(
-            net, bands, own, codes.segments[i], codes.every, given[i].reshape(net.shape[0], -1), codes.shape[-1], stop
-        )
+        given = g_z.signal(i)[1] if isinstance(g_z, SparseCodes) else g_z[i].reshape(net.shape[0], -1)
+        way = network.go_back(net, bands, own, codes.segments[i], codes.every, given, codes.shape[-1], stop)
         network.add_from_bands(g_y[i], way.g_y, net.layout)
         return way.g_synthesis.sum(axis=0), way.g_analysis.sum(axis=0), way.g_theta.sum(axis=0), way.g_step.sum()
 
     sums = [sum(parts) for parts in zip(*parallel_map(one, range(len(y))), strict=True)]
     g_D, g_A = (network.unpack_rows(g, net.shape).reshape(trace.D.shape) for g in sums[:2])
     return g_D, g_A, sums[2], g_y.reshape(trace.y.shape), sums[3]
+
+
+def reconstruction_loss(trace, target, *, decoder=None):
+    """Return half the squared error of the decoded codes, and its gradients with respect to the codes and the decoder.
+
+    e = B z_T - target,  loss = ||e||^2 / 2,  g_z = B^T e,  g_B = corr(e, z_T)
+
+    Parameters
+    ----------
+    trace : Trace
+        Of `unroll_full`.
+    target : array (n, C, *S)
+        The signals themselves (unsupervised), or clean ones.
+    decoder : array (K, C, *s), optional
+        The dictionary B, D unless given.
+
+    Returns
+    -------
+    loss : float
+    g_z : SparseCodes, or array (n, K, *P) on a GPU
+        For `backward_full`: with NumPy only at the codes that are not zero, since no others count.
+    g_decoder : array (K, C, *s)
+    """
+    B, z = trace.D if decoder is None else decoder, trace.codes[-1]
+    error = synthesize_full(z, B, trace.stride) - target
+    loss = 0.5 * float((error.astype(np.float64) ** 2).sum())
+    g_decoder = correlate_signals(z, error, B.shape[2:], trace.stride).astype(error.dtype)
+    return loss, _at_codes(error, B, trace.stride, z), g_decoder
+
+
+def _at_codes(r, D, stride, z):
+    """Return D^T r at the codes that are not zero."""
+    if not isinstance(z, SparseCodes):
+        return analyze_full(r, D, stride) * (z != 0)
+    rows, atoms, (sh, sw), value = planes(r), planes(D), plane_stride(stride), np.empty_like(z.value)
+    parallel_map(
+        lambda i: correlate_at(z.signal(i)[0], atoms, sh, sw, z.shape[-1], rows[i], value[z.start[i] : z.start[i + 1]]),
+        range(len(r)),
+    )
+    return SparseCodes(z.shape, z.start, z.index, value)
+
+
+def implicit(trace, g_z, *, tol=1e-8, max_iter=1000):
+    """Return the gradients of a loss on the minimiser of (1), given its codes: those of infinitely many layers.
+
+    Where the codes z have converged, those that are not zero solve D_S^T (y - D_S z) = sign(z) theta / step on their
+    support S. Differentiated, with x the solution of (D_S^T D_S) x = g_z and q = D_S x,
+
+    g_y = q      g_D = corr(y - D z, x) - corr(q, z)      g_theta = -sum sign(z) x / step.
+
+    Conjugate gradients find x. Prefer it to `backward` for codes that have converged (`encode`, or many layers): it
+    costs one linear system on the support, whatever the number of layers, and stores none of them. Before convergence
+    it is the gradient of something else, and on a support whose atoms depend on each other x is not unique.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of `unroll` with enough layers to converge; its dictionary must be tied.
+    g_z : array (n, K, *P)
+        Gradient of the loss with respect to the codes.
+    tol : float
+        Largest ||g_z - D_S^T D_S x|| / ||g_z||. A large value saves iterations.
+    max_iter : int
+        Largest number of iterations.
+
+    Returns
+    -------
+    Grads
+        With respect to the dictionary, the threshold, the signals, and the step at fixed theta.
+
+    Raises
+    ------
+    InputError
+        If the trace has an analysis dictionary of its own, or `g_z` does not have the shape of the codes.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `tol` is not reached.
+
+    References
+    ----------
+    .. [1] Q. Bertrand et al., Implicit differentiation for fast hyperparameter selection in non-smooth convex
+    learning, JMLR 23
+       (2022).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from emdl import unroll
+    >>> trace = unroll(np.array([0.0, 1.8, 2.4, 0.0]), np.array([[[0.6, 0.8]]]), theta=0.3, step=0.5, n_iter=60)
+    >>> float(implicit(trace, np.ones((1, 1, 3))).theta.round(6))
+    -2.0
+    """
+    if trace.analysis is not None:
+        raise InputError("the trace has an analysis dictionary of its own, so its codes minimise nothing; use backward")
+    xp, z, D, stride = array_module(trace.y, g_z), trace.codes[-1], trace.D, trace.stride
+    g_z = as_codes(g_z, D, stride)[0].astype(trace.y.dtype, copy=False)
+    if g_z.shape != z.shape:
+        raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {z.shape}")
+    sparse = isinstance(z, SparseCodes)
+
+    def codes(value):
+        return SparseCodes(z.shape, z.start, z.index, value) if sparse else value
+
+    def values(c):
+        return c.value if sparse else c
+
+    def normal(x):
+        return values(_at_codes(synthesize_full(codes(x), D, stride), D, stride, z))
+
+    signs = xp.sign(values(z))
+    x, reached = _conjugate_gradients(normal, _on_support(g_z, z), tol, max_iter)
+    if reached > tol:
+        warnings.warn(
+            f"the implicit gradient has relative residual {reached:.1e}, wanted {tol:.1e}", ConvergenceWarning, 2
+        )
+    q = synthesize_full(codes(x), D, stride)
+    residual = trace.y - synthesize_full(z, D, stride)
+    atom = D.shape[2:]
+    g_D = correlate_signals(codes(x), residual, atom, stride) - correlate_signals(z, q, atom, stride)
+    slope = (signs * x).astype(np.float64)
+    if sparse:
+        g_theta = -np.bincount(z.index % len(D), slope, minlength=len(D)) / trace.step
+    else:
+        g_theta = -slope.sum(axis=(0, *range(2, slope.ndim))) / trace.step
+    g_step = -float((g_theta * trace.theta).sum()) / trace.step
+    if trace.theta.ndim == 0 or len(trace.theta) == 1:
+        g_theta = g_theta.sum().reshape(trace.theta.shape)
+    return Grads(g_D.astype(D.dtype), g_theta.astype(D.dtype), q, g_step)
+
+
+def _on_support(g_z, z):
+    if not isinstance(z, SparseCodes):
+        return g_z * (z != 0)
+    n, K = z.shape[:2]
+    signal = np.repeat(np.arange(n), np.diff(z.start))
+    return g_z.reshape(n, K, -1)[signal, z.index % K, z.index // K]
+
+
+def _conjugate_gradients(apply, b, tol, max_iter):
+    """Return x with apply(x) = b, for a symmetric positive operator, and the relative residual reached."""
+    x, r, p = b * 0, b, b
+    size = energy = float((b.astype(np.float64) ** 2).sum())
+    for _ in range(max_iter):
+        if energy <= tol * tol * size:
+            break
+        h = apply(p)
+        curvature = float((p.astype(np.float64) * h).sum())
+        if curvature <= 0:
+            break
+        a = b.dtype.type(energy / curvature)
+        x, r = x + a * p, r - a * h
+        before, energy = energy, float((r.astype(np.float64) ** 2).sum())
+        p = r + b.dtype.type(energy / before) * p
+    return x, (energy / size) ** 0.5 if size else 0.0

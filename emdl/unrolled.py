@@ -247,6 +247,11 @@ class DenseLayers(Sequence):
     again: object
     every: int
 
+    @property
+    def shape(self):
+        """(n, K, *P)."""
+        return self.kept[self.n - 1].shape
+
     def __len__(self):
         return self.n
 

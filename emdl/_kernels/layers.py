@@ -15,6 +15,7 @@ own codes make; whoever needs the sum adds the overlaps of its neighbours, alway
 import numpy as np
 
 from emdl._kernels.compiler import jit
+from emdl._kernels.planes import correlate_atom
 from emdl._kernels.vectors import ROW, correlate_tile, lowest_bit, outside, read_rows, sum_tile, write_rows
 
 FRAME = ("channels", "plane", "shift", "bits", "atom", "atoms", "pitch", "row_step", "sh", "sw", "width")
@@ -28,12 +29,9 @@ def corner(q, frame):
 
 
 @jit
-def add_bands(out, band, images, weight, frame):
-    """Add `weight` times the image of a band, and of its neighbours where they overlap with it."""
+def add_neighbours(out, band, images, weight, frame):
+    """Add `weight` times the images of the neighbours of a band, where they overlap with it."""
     C, plane, shift = frame[0], frame[1], frame[2]
-    own = images[band]
-    for e in range(C * plane):
-        out[e] += weight * own[e]
     over = plane - shift
     if over > 0 and band > 0:
         other = images[band - 1]
@@ -48,11 +46,14 @@ def add_bands(out, band, images, weight, frame):
 
 
 @jit
-def residual(out, band, y, images, t, ahead, back, frame):
-    """Write r_t = y - D w_t, given D z_{t-1} and D z_{t-2} in the slots t - 1 and t - 2 (modulo 3) of `images`."""
-    out[:] = y[band]
-    add_bands(out, band, images[(t - 1) % 3], -ahead[t], frame)
-    add_bands(out, band, images[(t - 2) % 3], back[t], frame)
+def mix(out, band, x, images, s, t, c1, c2, frame):
+    """Write ``x[band]`` plus c1 and c2 times what slots `s` and `t` (modulo 3) of `images` hold for this band."""
+    first, second, start = images[s % 3, band], images[t % 3, band], x[band]
+    for e in range(out.size):
+        out[e] = start[e] + c1 * first[e] + c2 * second[e]
+    if images.shape[1] > 1:
+        add_neighbours(out, band, images[s % 3], c1, frame)
+        add_neighbours(out, band, images[t % 3], c2, frame)
 
 
 @jit
@@ -84,6 +85,40 @@ def draw(first, t, offs, index, value, atoms, rows, frame, out):
             code = np.int64(index[m])
             q = number * tile + (code & (tile - 1))
             write_rows(out, corner(q, frame), rows, atoms, (code >> frame[3]) * size, value[m])
+
+
+@jit
+def sort_codes(row, index, start, width, frame, number, order):
+    """Write ``position * K + atom`` of the codes of one layer in one band, increasing, and where each stands.
+
+    `row` is that layer's row of `offs`, `start` the first position of the band, `width` the positions in a row.
+    """
+    bits, K, pitch = frame[3], frame[5], frame[6]
+    tile = 1 << bits
+    place = np.empty(tile + 1, np.int64)
+    for t in range(row.size - 1):
+        place[:] = 0
+        for m in range(row[t], row[t + 1]):
+            place[(np.int64(index[m]) & (tile - 1)) + 1] += 1
+        place[0] = row[t] - row[0]
+        for j in range(tile):
+            place[j + 1] += place[j]
+        for m in range(row[t], row[t + 1]):
+            code = np.int64(index[m])
+            j = code & (tile - 1)
+            q = t * tile + j
+            number[place[j]] = (start + q // pitch * width + q % pitch) * K + (code >> bits)
+            order[place[j]] = m
+            place[j] += 1
+
+
+@jit
+def correlate_codes(index, D, sh, sw, width, r, out):
+    """Write <d_k, r> for the codes ``position * K + k`` of one signal (C, H, W)."""
+    K = D.shape[0]
+    for m in range(index.size):
+        p = index[m] // K
+        out[m] = correlate_atom(r, D, index[m] % K, p // width * sh, p % width * sw)
 
 
 @jit
@@ -130,7 +165,7 @@ def forward(
     strided = frame[8] * frame[9] > 1
     for t in range(t0, t1):
         layer = t - first
-        residual(r, band, y, images, t, ahead, back, frame)
+        mix(r, band, y, images, t - 1, t - 2, -ahead[t], back[t], frame)  # r_t = y - D w_t
         line = r
         if strided:
             split_phases(r, frame, phases)
@@ -271,6 +306,7 @@ def backward(
     q,
     r,
     g,
+    nothing,
     analysis,
     synthesis,
     rows,
@@ -299,10 +335,8 @@ def backward(
     for t in range(t1, t0 - 1, -1):
         layer = t - first
         c1, c2 = ahead[t + 1], -back[t + 2]  # zero beyond the last layer
-        g[:] = 0
-        add_bands(g, band, q[(t + 1) % 3], c1, frame)
-        add_bands(g, band, q[(t + 2) % 3], c2, frame)
-        residual(r, band, y, images, t, ahead, back, frame)
+        mix(g, band, nothing, q, t + 1, t + 2, c1, c2, frame)
+        mix(r, band, y, images, t - 1, t - 2, -ahead[t], back[t], frame)  # r_t = y - D w_t
         made = q[t % 3, band]
         made[:] = 0
         here, next1, next2 = g_u[t % 3], g_u[(t + 1) % 3], g_u[(t + 2) % 3]

@@ -322,8 +322,8 @@ def gram_pays(correlations, shape, high, stride):
     """Return whether computing u from D^T y costs less than from the residual.
 
     The costs are cycles, fitted to measurements: the first costs an addition of all lags of all atoms for each
-    non-zero, the second a dense correlation and a patch for each non-zero. The share of non-zeros is that of the first
-    layer.
+    non-zero, the second a dense correlation and a patch for each non-zero. A quarter of the
+    share of non-zeros in the first layer stands for all of them.
 
     Parameters
     ----------
@@ -341,7 +341,7 @@ def gram_pays(correlations, shape, high, stride):
     bool
     """
     K, C, s = shape
-    share = np.count_nonzero(np.abs(correlations) > high.reshape(-1, 1)) / correlations.size
+    share = 0.25 * np.count_nonzero(np.abs(correlations) > high.reshape(-1, 1)) / correlations.size
     lags = 2 * ((s - 1) // stride) + 1
     by_gram = share * (K * lags / 6 + 20)
     by_residual = 4 * math.ceil(K / 4) / K * C * s / 28 + share * (C * s / 6 + 40)
@@ -367,19 +367,13 @@ def decode(net, segment, layer, width):
     index : ndarray of int64, increasing
     value : ndarray
     """
-    found = [np.zeros(0, np.int64)]
-    values = [segment.bands[0][2][:0]]
-    for band, (_, _, value) in enumerate(segment.bands):
-        atom, position, own = places(net, segment, layer, band, width)
-        index = position * net.shape[0] + atom
-        order = np.argsort(index, kind="stable")
-        found.append(index[order])
-        values.append(value[own][order])
-    return np.concatenate(found), np.concatenate(values)
+    parts = [places(net, segment, layer, band, width) for band in range(net.layout.n_bands)]
+    values = [value[order] for (_, order), (_, _, value) in zip(parts, segment.bands, strict=True)]
+    return np.concatenate([index for index, _ in parts]), np.concatenate(values)
 
 
 def places(net, segment, layer, band, width):
-    """Return atoms, positions and the slice of the entries of one layer in one band.
+    """Return the codes of one layer in one band as ``position * K + atom``, increasing, and the entries they stand in.
 
     Parameters
     ----------
@@ -394,18 +388,15 @@ def places(net, segment, layer, band, width):
 
     Returns
     -------
-    atom, position : ndarray of int64
-    own : slice
+    index, order : ndarray of int64
     """
     layout = net.layout
     offs, index, _ = segment.bands[band]
     row = offs[layer - segment.first]
-    own = slice(row[0], row[-1])
-    code = index[own].astype(np.int64)
-    q = np.repeat(np.arange(layout.n_tiles) * layout.tile, np.diff(row)) + code % layout.tile
-    pitch = layout.frame[6]
+    number, order = np.empty(row[-1] - row[0], np.int64), np.empty(row[-1] - row[0], np.int64)
     start = band * layout.per * (1 if layout.q_shape[0] == 1 else width)
-    return code // layout.tile, start + q // pitch * width + q % pitch, own
+    layers.sort_codes(row, index, start, width, layout.frame, number, order)
+    return number, order
 
 
 def to_bands(y, layout):
@@ -616,6 +607,7 @@ class Return:
         self.slopes = [np.zeros((3, len(s)), dtype) for s in slopes]
         for mine, given in zip(self.slopes, slopes, strict=True):
             mine[T % 3] = given
+        self.nothing = np.zeros((n, layout.size), dtype)
         self.flat = np.zeros((n, 2, net.synthesis.size), dtype)
         self.g_analysis, self.g_synthesis = np.zeros((n, net.synthesis.size)), np.zeros((n, net.synthesis.size))
         self.g_theta, self.g_step = np.zeros((n, net.shape[0])), np.zeros(n)
@@ -652,6 +644,7 @@ class Return:
                 self.q,
                 self.r[band],
                 self.g[band],
+                self.nothing,
                 net.analysis,
                 net.synthesis,
                 layout.rows,
@@ -687,7 +680,7 @@ def go_back(net, y, correlations, segments, every, g_z, width, stop):
         What the forward pass kept.
     every : int
         Distance of the checkpoints.
-    g_z : ndarray (K, P)
+    g_z : ndarray (K, P), or (n_nonzero,) as `decode` orders them
         Gradient of the last codes.
     width : int
         Positions along the last axis.
@@ -698,11 +691,15 @@ def go_back(net, y, correlations, segments, every, g_z, width, stop):
     -------
     Return
     """
-    T, last = net.n_layers, segments[-1]
-    slopes = []
+    T, last, K = net.n_layers, segments[-1], net.shape[0]
+    slopes, done = [], 0
     for band in range(net.layout.n_bands):
-        atom, position, _ = places(net, last, T, band, width)
-        slopes.append(g_z[atom, position])
+        index, order = places(net, last, T, band, width)
+        own = np.empty(len(index), y.dtype)
+        origin = last.bands[band][0][T - last.first, 0]
+        own[order - origin] = g_z[done : done + len(index)] if g_z.ndim == 1 else g_z[index % K, index // K]
+        slopes.append(own)
+        done += len(index)
     way = Return(net, y, slopes)
     for number in reversed(range(-(-T // every))):
         first, end = number * every + 1, min(T, (number + 1) * every)
