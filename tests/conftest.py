@@ -1,9 +1,15 @@
 """Fixtures shared by all tests."""
 
+import functools
 import pathlib
+import sys
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "cuda"))
+import harness
+import standin
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,3 +26,24 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real recordings here: {SHARED_DATA} is absent (they may not be redistributed)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory):
+    """Give, for a way to run kernels on the CPU (see cuda/harness.py), what compiles a CUDA source for it, once."""
+    if harness.GXX is None:
+        pytest.skip("needs g++ to run CUDA kernels on the CPU")
+
+    @functools.cache
+    def build(way, text, real):
+        folder = tmp_path_factory.mktemp(way)
+        return harness.Library(text, real, folder) if way == "coroutines" else harness.Program(text, real, folder, way)
+
+    return lambda way: functools.partial(build, way)
+
+
+@pytest.fixture
+def cupy(cuda_kernels):
+    """The stand-in for CuPy, in the place of ``cupy`` while a test runs."""
+    with standin.installed(cuda_kernels("coroutines")) as module:
+        yield module
