@@ -10,14 +10,17 @@ import numpy as np
 from emdl import mstep, rates, starts
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_count, check_number, code_positions
 from emdl.errors import InputError
+from emdl.events import Layout
 from emdl.model import Model
 from emdl.mstep import M_STEPS
 from emdl.ops import as_rates
 from emdl.optim import Optimizer, normalize_atoms
+from emdl.repair import idle_atoms, repair_atoms
 
 _LOG = logging.getLogger(__name__)
 _BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
+_REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -220,6 +223,7 @@ def em_fit(
     Examples
     --------
     >>> import numpy as np
+    >>> from emdl import synthesize
     >>> rng = np.random.default_rng(0)
     >>> z = (rng.random((1, 1, 2000)) < 0.01) * rng.uniform(0.5, 1.5, (1, 1, 2000))
     >>> D = np.hanning(11)[None, None, 1:-1]
@@ -245,7 +249,7 @@ def em_fit(
         state = _expect(plan, state, hold=stage == "dictionary")
         if stage != "rates":
             state = _maximize(plan, state, optimizer, rng)
-        if repair and stage != "rates" and iteration <= max_iter * 2 // 3:
+        if repair and stage != "rates" and iteration in _REPAIRS and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
         progress = _report(before, state, iteration, max_iter, time.perf_counter() - began)
         rows.append(progress)
@@ -265,7 +269,8 @@ def em_fit(
     history = {name: np.array([getattr(row, name) for row in rows]) for name in names}
     history["lmbd"] = np.array([float(np.exp(np.log(row.lmbd).mean())) for row in rows])
     model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
-    return EMResult(model, history, len(rows), converged, "; ".join([ended, *dict.fromkeys(state.notes)]))
+    notes = [*dict.fromkeys(state.notes), *_superfluous(plan, state)]
+    return EMResult(model, history, len(rows), converged, "; ".join([ended, *notes]))
 
 
 def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batch_size, rule, tol_codes, **kept):
@@ -376,9 +381,21 @@ def _maximize(plan, state, optimizer, rng):
 
 
 def _repair(plan, state, rng):
-    """Re-centre, merge and re-seed atoms where needed; the codes of a changed dictionary start anew."""
-    D, note = starts.repair(state.D, state.codes, plan.y, stride=plan.stride, positive=plan.positive, rng=rng)
+    """Move cut-off atoms and replace a superfluous one; the codes of a changed dictionary start anew."""
+    layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
+    D, note = repair_atoms(state.D, state.codes, plan.y, state.lmbd * state.sigma**2, layout, state.sigma, rng)
     return state if not note else replace(state, D=D, codes=None, notes=(*state.notes, note))
+
+
+def _superfluous(plan, state):
+    """Return a note on the atoms that the signals hardly need, or none."""
+    layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
+    idle = idle_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)
+    return (
+        [f"atoms that the signals hardly need: {', '.join(map(str, idle))}; n_atoms may be too large"]
+        if len(idle)
+        else []
+    )
 
 
 def _change(before, after):

@@ -2,12 +2,26 @@
 
 import numpy as np
 
+from emdl.backend import array_module
+from emdl.encoder import solve
 from emdl.errors import InputError
-from emdl.optim import normalize_atoms
+from emdl.events import Layout, on_host, peaks, windows
+from emdl.ops import correlate_codes, correlate_signals, synthesize_full
+from emdl.optim import exact_dictionary, normalize_atoms
+from emdl.repair import contributions, recentre
+from emdl.shapes import cluster, first_shapes
+
+_BLOCK = 12  # atom lengths; long enough that few events are cut at its ends
+_SURPLUS = 2  # shapes for each atom wanted: overlapping events make shapes of their own, which later lose
+_WARM = 3  # EM iterations before the first atom is dropped
 
 
 def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng=None):
     """Return atoms to start EM from, taken from the signals alone.
+
+    Windows around local maxima of the energy are clustered up to shift, scale and sign, into more shapes than atoms are
+    wanted. A few EM iterations on a part of the signals pull overlapping events apart, centre the atoms, and drop those
+    for which the others can stand in, until `n_atoms` are left.
 
     Parameters
     ----------
@@ -22,53 +36,88 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
     stride : tuple of int
         Along each axis.
     sigma : float
-        Noise standard deviation, data unit.
-    rng : Generator
+        Noise standard deviation, data unit. A large value leaves only strong events.
+    rng : Generator, int or None
         Source of the random choices.
 
     Returns
     -------
     array (K, C, *s)
-        Unit-norm atoms.
+        Unit-norm atoms. Where the signals hold too few events, random windows make up the number.
 
     Raises
     ------
     InputError
         If the signals hold fewer windows than atoms.
     """
-    n, _, *S = y.shape
-    windows = n * np.prod([a - s + 1 for a, s in zip(S, atom_shape, strict=True)])
-    if windows < n_atoms:
-        raise InputError(f"the signals hold {windows} windows of {tuple(atom_shape)}, wanted at least n_atoms = {n_atoms}")
-    chunks = []
-    for _ in range(n_atoms):
-        corner = [rng.integers(a - s + 1) for a, s in zip(S, atom_shape, strict=True)]
-        chunks.append(y[(rng.integers(n), slice(None), *(slice(i, i + s) for i, s in zip(corner, atom_shape, strict=True)))])
-    return normalize_atoms(np.stack(chunks))
+    xp, y = array_module(y), on_host(y)
+    layout, rng = Layout(tuple(atom_shape), tuple(stride), bool(positive)), np.random.default_rng(rng)
+    place = peaks(y, layout, sigma)
+    if len(place) < n_atoms:
+        return xp.asarray(_chunks(y, n_atoms, layout, rng))
+    count = _SURPLUS * n_atoms
+    seen = windows(y, _some(place, max(1000, 50 * count), rng), layout)
+    size = np.sqrt(np.square(seen, dtype=np.float64).sum() / len(seen))
+    floor = max(3 * sigma, 0.1 * size)
+    shapes, _ = cluster(seen, first_shapes(seen, count, layout, rng), layout, floor)
+    if len(shapes) > n_atoms:
+        part = _blocks(y, place, layout, min(40 * count, 1500), rng)
+        shapes = _compete(part, shapes, n_atoms, layout, floor)
+    if len(shapes) < n_atoms:
+        shapes = np.concatenate([shapes, _chunks(y, n_atoms - len(shapes), layout, rng)])
+    return xp.asarray(shapes)
 
 
-def repair(D, codes, y, *, stride, positive, rng):
-    """Return the dictionary with shifted atoms re-centred, duplicates merged and dead atoms re-seeded, and what was done.
+def _compete(y, D, n_atoms, layout, floor):
+    """Return `n_atoms` atoms of a larger dictionary after some EM, in which the least needed were dropped."""
+    iteration, codes = 0, None
+    while len(D) > n_atoms or iteration < _WARM + 1:
+        iteration += 1
+        penalty = np.full(len(D), floor)
+        codes = solve(y, D, penalty, layout.stride, tol=1e-2, positive=layout.positive, z0=codes).codes
+        phi = correlate_codes(codes, layout.atom_shape, layout.stride)
+        D = exact_dictionary(D, phi, correlate_signals(codes, y, layout.atom_shape, layout.stride))
+        if iteration >= _WARM:
+            D, _ = recentre(D, codes, y - synthesize_full(codes, D, layout.stride), layout)
+            surplus = len(D) - n_atoms
+            least = np.argsort(contributions(D, codes, penalty, layout), kind="stable")
+            D, codes = np.delete(D, least[: -(-surplus // 4)], axis=0), None
+    return D
 
-    Parameters
-    ----------
-    D : array (K, C, *s)
-        Dictionary.
-    codes : SparseCodes
-        Codes of the signals.
-    y : array (n, C, *S)
-        Signals.
-    stride : tuple of int
-        Along each axis.
-    positive : bool
-        Whether codes are kept non-negative.
-    rng : Generator
-        Source of the random choices.
 
-    Returns
-    -------
-    D : array (K, C, *s)
-    note : str
-        Empty if nothing was changed.
-    """
-    return D, ""
+def _blocks(y, place, layout, count, rng):
+    """Return random blocks of the signals, as signals of their own, that hold about `count` events."""
+    shape, stride, S = layout.atom_shape, layout.stride, y.shape[2:]
+    size = [s + (min(a, _BLOCK * s) - s) // t * t for s, t, a in zip(shape, stride, S, strict=True)]
+    number = [a // b for a, b in zip(S, size, strict=True)]
+    middle = place[:, 1:] * np.array(stride) + np.array(shape) // 2
+    block = middle // np.array(size)
+    inside = (block < np.array(number)).all(axis=1)
+    flat = np.ravel_multi_index((place[inside, 0], *block[inside].T), (len(y), *number))
+    events = np.bincount(flat, minlength=len(y) * int(np.prod(number)))
+    order = rng.permutation(np.flatnonzero(events))
+    chosen = order[: 1 + int(np.searchsorted(np.cumsum(events[order]), count))]
+    first = np.stack(np.unravel_index(np.sort(chosen), (len(y), *number)), axis=1)
+    return np.stack(
+        [y[(i, slice(None), *(slice(b * a, (b + 1) * a) for b, a in zip(at, size, strict=True)))] for i, *at in first]
+    )
+
+
+def _some(place, count, rng):
+    return place if len(place) <= count else place[np.sort(rng.choice(len(place), count, replace=False))]
+
+
+def _chunks(y, count, layout, rng):
+    """Return random windows of the signals, of unit norm; where the signals are zero, noise."""
+    S, shape = y.shape[2:], layout.atom_shape
+    number = len(y) * int(np.prod([a - s + 1 for a, s in zip(S, shape, strict=True)]))
+    if number < count:
+        raise InputError(f"the signals hold {number} windows of {shape}, wanted at least n_atoms = {count}")
+    place = np.stack(
+        [
+            rng.integers(len(y), size=count),
+            *(rng.integers(a - s + 1, size=count) for a, s in zip(S, shape, strict=True)),
+        ]
+    )
+    found = [y[(i, slice(None), *(slice(b, b + s) for b, s in zip(at, shape, strict=True)))] for i, *at in place.T]
+    return normalize_atoms(np.stack([x if x.any() else rng.standard_normal(x.shape).astype(y.dtype) for x in found]))
