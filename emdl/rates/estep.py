@@ -210,7 +210,7 @@ def _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, rate):
     """Return the rates after a gradient step on (4), codes and gradient those of the unrolled encoder."""
     step = 1 / lipschitz(D, stride=stride)
     trace = unroll(y, D, lmbd * sigma**2 * step, step, n_layers, positive=positive, stride=stride)
-    sums = measure(y, D, trace.codes[-1], stride)
+    sums = measure(y, D, trace.z, stride)
     xp = array_module(y)
     g_z = xp.sign(trace.z) * lmbd.reshape(-1, *[1] * (y.ndim - 2)).astype(y.dtype)
     through = backward(trace, g_z).theta.astype(np.float64) * sigma**2 * step
