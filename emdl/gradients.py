@@ -21,8 +21,8 @@ from emdl._kernels.layers import correlate_codes as correlate_at
 from emdl.backend import array_module, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
-from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, synthesize_full
-from emdl.prox import shrink_backward
+from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, residual_full, synthesize_full
+from emdl.prox import momentum_backward, shrink_backward_sum
 from emdl.unrolled import DenseLayers, momenta
 
 
@@ -132,23 +132,21 @@ def _dense_backward(trace, g_z, stop):
         g_z = g_z.dense()
     step, atom = y.dtype.type(trace.step), D.shape[2:]
     g_D, g_A, g_y, g_theta, g_step = xp.zeros(D.shape), xp.zeros(D.shape), xp.zeros_like(y), xp.zeros(len(D)), 0.0
-    axes = (0, *range(2, y.ndim))
     codes, beta = _dense_codes(trace.codes, xp.zeros_like(g_z)), momenta(T)
     g_before = xp.zeros_like(g_z)  # gradient of z_{t-1} from layer t + 1, added when its turn comes
     for t in range(T - 1, stop - 2, -1):
         z, before, older = codes(t), codes(t - 1), codes(t - 2)
         b = y.dtype.type(beta[t])
         w = before + b * (before - older)
-        g_u, g_threshold = shrink_backward(g_z, z)
-        g_theta += g_threshold.sum(axis=axes, dtype=np.float64)
+        g_u, g_threshold = shrink_backward_sum(g_z, z)
+        g_theta += g_threshold
         q = synthesize_full(g_u, A, stride)
         g_y += step * q
-        g_w = g_u - step * analyze_full(q, D, stride)
-        residual = y - synthesize_full(w, D, stride)
-        g_step += float((q.astype(np.float64) * residual).sum())
+        residual = residual_full(y, w, D, stride)
+        g_step = g_step + (q.astype(np.float64) * residual).sum()
         g_A += float(step) * correlate_signals(g_u, residual, atom, stride)
         g_D -= float(step) * correlate_signals(w, q, atom, stride)
-        g_z, g_before = g_before + (1 + b) * g_w, -b * g_w  # (3)
+        g_z, g_before = momentum_backward(g_u, analyze_full(q, D, stride), g_before, trace.step, beta[t])  # (3)
     return g_D, g_A, g_theta, g_y, g_step
 
 
@@ -274,9 +272,8 @@ def implicit(trace, g_z, *, tol=1e-8, max_iter=1000):
 
     References
     ----------
-    .. [1] Q. Bertrand et al., Implicit differentiation for fast hyperparameter selection in non-smooth convex
-    learning, JMLR 23
-       (2022).
+    .. [1] Q. Bertrand et al., Implicit differentiation for fast hyperparameter selection in non-smooth convex learning,
+       JMLR 23 (2022).
 
     Examples
     --------

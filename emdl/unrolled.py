@@ -18,8 +18,8 @@ from emdl._kernels import network
 from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
-from emdl.ops import analyze_full, as_problem, as_rates, plane_stride, planes, positions_of, synthesize_full
-from emdl.prox import shrink
+from emdl.ops import analyze_full, as_problem, as_rates, plane_stride, planes, positions_of, residual_full
+from emdl.prox import shrink_momentum
 
 _MAX_NUMBER = 2**16  # codes of one tile are numbered in 16 bits
 
@@ -271,14 +271,14 @@ def _layer_number(t, n, kept):
 def _dense_layers(y, D, analysis, theta, step, n_iter, positive, stride, every):
     """Return the layers by the array version."""
     xp = array_module(y)
-    beta = momenta(n_iter)
-    threshold = theta.reshape(-1, *[1] * (y.ndim - 2))
+    beta = [*momenta(n_iter), 0.0]
+    threshold = xp.broadcast_to(theta.reshape(-1), (len(D),))
 
     def layers(before, z, t, end):
+        w = z + y.dtype.type(beta[t]) * (z - before)
         for number in range(t, end):
-            w = z + y.dtype.type(beta[number]) * (z - before)
-            u = w + y.dtype.type(step) * analyze_full(y - synthesize_full(w, D, stride), analysis, stride)
-            before, z = z, shrink(u, threshold, positive=positive)  # (2)
+            c = analyze_full(residual_full(y, w, D, stride), analysis, stride)
+            before, (z, w) = z, shrink_momentum(w, c, z, threshold, step, beta[number + 1], positive)  # (2)
             yield z
 
     zero = xp.zeros(positions_of(y, D, stride), y.dtype)

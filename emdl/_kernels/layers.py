@@ -321,8 +321,9 @@ def backward(
     g_s,
     g_theta,
     g_y,
+    g_step,
 ):
-    """Go back through the layers t1, t1 - 1 ... t0 of one band, by (3); return its part of the gradient of the step.
+    """Go back through the layers t1, t1 - 1 ... t0 of one band, by (3), and add to the gradients.
 
     `g_u` (3, n) holds the gradients of u_t for the non-zeros of z_t in slot t modulo 3, `q` (3, n_bands, size) what
     the analysis dictionary makes of them, `images` likewise D z_t. Since (3) is linear in q, each non-zero meets each
@@ -331,7 +332,6 @@ def backward(
     """
     tile, size = 1 << frame[3], frame[4]
     tiles = offs.shape[1] - 1
-    g_step = 0.0
     for t in range(t1, t0 - 1, -1):
         layer = t - first
         c1, c2 = ahead[t + 1], -back[t + 2]  # zero beyond the last layer
@@ -378,6 +378,5 @@ def backward(
         for e in range(frame[0] * frame[1]):
             g_y[e] += step * made[e]
             dot += made[e] * r[e]
-        g_step += np.float64(dot)
+        g_step[band] += np.float64(dot)
         draw(first, t - 3, offs, index, value, synthesis, rows, frame, images[t % 3, band])
-    return g_step

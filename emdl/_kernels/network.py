@@ -12,7 +12,7 @@ from emdl.backend import parallel_map
 
 _BAND = 20_000_000  # multiplications of one layer on one band: long against the cost of handing it to a thread
 _MAX_BANDS = 16
-_GUESS = 0.04  # share of non-zeros for which there is room at first
+_GUESS = 0.25  # share of non-zeros for which there is room at first; memory that is not written costs nothing
 
 
 @dataclass(frozen=True)
@@ -629,7 +629,7 @@ class Return:
                 self.slopes[band] = wide
 
         def one(t, end, band):
-            self.g_step[band] += layers.backward(
+            layers.backward(
                 t,
                 end,
                 stop,
@@ -657,6 +657,7 @@ class Return:
                 self.g_synthesis[band],
                 self.g_theta[band],
                 self.g_y[band],
+                self.g_step,
             )
 
         while t >= end:
