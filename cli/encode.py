@@ -44,6 +44,7 @@ def encode_recording(what, model_path, output, *, force, quiet, as_json):
             sample=codes.index // n_units,
             value=codes.value,
             shape=np.array([n_units, n_positions]),
+            peak=model.peak,
             fs=model.fs,
         )
     share = codes.n_nonzero / (n_units * n_positions)

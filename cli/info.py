@@ -72,10 +72,11 @@ def _table(path, facts):
     from rich.table import Table
 
     shape = " x ".join(map(str, facts["atom_shape"]))
+    unit = "whitened unit" if facts["kind"] == "spikes" else "data unit"
     rows = {
         "atoms": f"{facts['n_atoms']} of {facts['n_channels']} channels x {shape} samples",
-        "lambda": f"{_numbers(facts['lmbd'])} per data unit",
-        "sigma": f"{facts['sigma']:.4g} data units",
+        "lambda": f"{_numbers(facts['lmbd'])} per {unit}",
+        "sigma": f"{facts['sigma']:.4g} {unit}s",
         "codes": f"{'non-negative' if facts['positive'] else 'of both signs'}, stride {_numbers(facts['stride'])}",
     }
     if facts["kind"] == "spikes":
@@ -104,7 +105,7 @@ def _history_rows(facts):
     return {
         "learned in": f"{len(objective)} iterations",
         "objective": f"{objective[0]:.6g} at first, {objective[-1]:.6g} at last",
-        "ended": facts["message"],
+        "ended": facts["message"].replace("; ", "\n"),
     }
 
 

@@ -81,7 +81,9 @@ def doubts(units):
             found.append(f"{name} stands {unit['snr']:.1f} times above the noise: expect misses and false alarms")
         if unit["short_intervals"] > MANY_SHORT:
             share = 100 * unit["short_intervals"]
-            found.append(f"{name} has {share:.1f} % of its intervals under 2 ms: more than one neuron, or false alarms")
+            found.append(
+                f"{name} has {share:.1f} % of its intervals under 2 ms: bursts, several neurons, or false alarms"
+            )
     return found
 
 
@@ -108,11 +110,8 @@ def as_text(facts, next_steps):
         f"learned in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
-    sure = facts["message"].rstrip(".") or "EM ended"
-    parts.append(f"[b]How sure[/b]  {escape(sure)}.")
-    parts += [f"          {doubt}." for doubt in doubts(facts["units"])] or [
-        "          No unit gives reason for doubt."
-    ]
+    said = [*facts["message"].split("; "), *doubts(facts["units"])]
+    parts.append("[b]How sure[/b]  " + "\n          ".join(escape(sentence) for sentence in said))
     parts.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
     parts.append("[b]Next[/b]      " + escape("\n          ".join(next_steps)))
     return parts
