@@ -1,28 +1,24 @@
 """The E-step: `encode`, the certified minimiser of (1)."""
 
-import math
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
+from emdl import proximal
 from emdl._kernels import solver as kernels
 from emdl._kernels.correlate import pack_atoms
 from emdl.backend import array_module, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import (
-    analyze_full,
     as_codes,
     as_problem,
     as_rates,
-    lipschitz,
     plane_stride,
     planes,
     positions_of,
-    synthesize_full,
 )
-from emdl.prox import shrink
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,8 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
         raise InputError(
             f"lmbd is {lmbd!r}, wanted rates > 0; without a penalty the minimum is not unique and has no certificate"
         )
+    if sparse and array_module(y) is not np:
+        raise InputError("sparse codes are made on the CPU only; leave out sparse, or move the signals there")
     if z0 is not None:
         z0 = as_codes(z0, D, stride)[0]
         if z0.shape != positions_of(y, D, stride):
@@ -156,7 +154,7 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None)
     Solution
     """
     if array_module(y, D) is not np:
-        return _solve_by_gradient(y, D, penalty, stride, tol, max_iter, positive, z0)
+        return Solution(*proximal.solve(y, D, penalty, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0))
     shape = positions_of(y, D, stride)
     if isinstance(z0, SparseCodes):
         z0 = z0.dense()
@@ -172,37 +170,3 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None)
     )
     primal, gap = np.array([d[2] for d in done]), np.array([max(d[3], 0.0) for d in done])
     return Solution(SparseCodes.stack(shape, [d[:2] for d in done], y.dtype), primal, gap, max(d[4] for d in done))
-
-
-def _solve_by_gradient(y, D, penalty, stride, tol, max_iter, positive, z0):
-    """FISTA with restart on dense arrays: the same minimiser and certificate as the kernel, on NumPy or CuPy."""
-    xp = array_module(y)
-    axes = tuple(range(1, y.ndim))
-    step = 1 / max(lipschitz(D, stride=stride), np.finfo(y.dtype).tiny)
-    penalty = penalty.astype(y.dtype).reshape(1, -1, *[1] * (y.ndim - 2))
-    z = xp.zeros(positions_of(y, D, stride), y.dtype) if z0 is None else xp.array(z0, y.dtype)
-    w, s = z, 1.0
-    for n_iter in range(1, max_iter + 1):
-        if n_iter % 10 == 1:
-            r = (y - synthesize_full(z, D, stride)).astype(np.float64)
-            c = analyze_full(r.astype(y.dtype), D, stride)
-            largest = ((c if positive else xp.abs(c)) / penalty).max(axis=axes).astype(np.float64)
-            energy, cross = (r**2).sum(axis=axes), (y * r).sum(axis=axes)
-            primal = energy / 2 + (penalty * xp.abs(z)).sum(axis=axes, dtype=np.float64)
-            a = xp.clip(cross / xp.where(energy > 0, energy, 1), 0, 1 / xp.where(largest > 0, largest, 1))
-            gap = primal - a * cross + a**2 * energy / 2
-            if bool((gap <= tol * primal).all()):
-                break
-        before, z = (
-            z,
-            shrink(
-                w + step * analyze_full(y - synthesize_full(w, D, stride), D, stride), step * penalty, positive=positive
-            ),
-        )
-        if float(((w - z) * (z - before)).sum()) > 0:
-            s = 1.0  # restart: the momentum points uphill (O'Donoghue and Candes, 2015)
-        s_next = (1 + math.sqrt(1 + 4 * s * s)) / 2
-        w, s = z + ((s - 1) / s_next) * (z - before), s_next
-    if xp is not np:
-        primal, gap = primal.get(), gap.get()
-    return Solution(z, primal, np.maximum(gap, 0), n_iter)

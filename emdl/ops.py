@@ -1,7 +1,8 @@
 """The model y = D z: synthesis, its adjoint, its norm, the objective, and the sums that an M-step needs.
 
 Every operation has one array version, a loop over the taps of an atom with a matrix product for each, which runs on
-NumPy and CuPy and serves as the oracle of the kernels; NumPy arrays take the kernels.
+NumPy and CuPy and serves as the oracle of the kernels. NumPy arrays take the kernels of `_kernels`, CuPy arrays those
+of `_cuda`.
 """
 
 import itertools
@@ -9,6 +10,7 @@ import math
 
 import numpy as np
 
+from emdl._cuda import planes as cuda
 from emdl._kernels import planes as kernels
 from emdl._kernels.correlate import pack_atoms
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_number, code_positions, parallel_map
@@ -346,11 +348,34 @@ def synthesize_full(z, D, stride):
     shape = [(p - 1) * t + s for p, t, s in zip(z.shape[2:], stride, D.shape[2:], strict=True)]
     if not isinstance(z, SparseCodes):
         if array_module(z, D) is not np:
-            return synthesize_by_taps(z, D, stride)
+            return cuda.synthesize(z, D, stride)
         z = SparseCodes.from_dense(z)
     y = np.zeros((z.shape[0], D.shape[1], *shape), D.dtype)
     add_synthesis(y, z, D, stride, 1)
     return y
+
+
+def residual_full(y, z, D, stride):
+    """Return y - D z, for arguments in full form.
+
+    Parameters
+    ----------
+    y : array (n, C, *S)
+        Signals.
+    z : array (n, K, *P) or SparseCodes
+        Codes.
+    D : array (K, C, *s)
+        Dictionary.
+    stride : tuple of int
+        Along each axis.
+
+    Returns
+    -------
+    array (n, C, *S)
+    """
+    if array_module(y, D) is not np:
+        return cuda.synthesize(z, D, stride, base=y, sign=-1)
+    return y - synthesize_full(z, D, stride)
 
 
 def add_synthesis(y, z, D, stride, sign):
@@ -392,7 +417,7 @@ def analyze_full(r, D, stride):
     array (n, K, *P)
     """
     if array_module(r, D) is not np:
-        return analyze_by_taps(r, D, stride)
+        return cuda.analyze(r, D, stride)
     out = np.empty(positions_of(r, D, stride), D.dtype)
     signals, atoms, codes, (sh, sw) = planes(r), planes(D), planes(out), plane_stride(stride)
     bank, (K, PH, PW) = pack_atoms(atoms), codes.shape[1:]
@@ -500,8 +525,13 @@ def correlate_codes(z, atom_shape, stride):
 
         return _sum_over_signals(one, z.shape[0]).reshape(K, K, *(2 * s - 1 for s in atom_shape))
     xp = array_module(z)
-    z = z.astype(np.float64, copy=False)
     phi = xp.zeros((K, K, *(2 * s - 1 for s in atom_shape)))
+    if xp is not np:
+        most = tuple((s - 1) // t for s, t in zip(atom_shape, stride, strict=True))
+        at = (slice(s - 1 - m * t, s + m * t, t) for s, m, t in zip(atom_shape, most, stride, strict=True))
+        phi[(..., *at)] = cuda.correlate(z, z, tuple(2 * m + 1 for m in most), most, (1,) * len(most))
+        return phi
+    z = z.astype(np.float64, copy=False)
     spans = [range(-((s - 1) // t), (s - 1) // t + 1) for s, t in zip(atom_shape, stride, strict=True)]
     for lag in itertools.product(*spans):
         if any(abs(m) >= p for m, p in zip(lag, z.shape[2:], strict=True)):
@@ -542,6 +572,10 @@ def correlate_signals(z, y, atom_shape, stride):
 
         return _sum_over_signals(one, z.shape[0]).reshape(K, C, *atom_shape)
     xp = array_module(z, y)
+    if xp is not np:
+        dtype = xp.result_type(z, y)
+        z, y = z.astype(dtype, copy=False), y.astype(dtype, copy=False)
+        return cuda.correlate(z, y, tuple(atom_shape), (0,) * len(atom_shape), stride)
     P = z.shape[2:]
     psi = xp.zeros((K, C, *atom_shape))
     z, y = z.astype(np.float64, copy=False), y.astype(np.float64, copy=False)

@@ -1,5 +1,11 @@
-"""Soft threshold: the proximal operator of the l1 norm, and the ReLU of the paper's network."""
+"""Soft threshold: the proximal operator of the l1 norm, and the ReLU of the paper's network.
 
+Below it, the steps of a layer on dense codes, each in one pass over memory on a GPU.
+"""
+
+import numpy as np
+
+from emdl._cuda import layers as cuda
 from emdl.backend import array_module
 
 
@@ -47,3 +53,122 @@ def shrink_backward(g_z, z):
     """
     xp = array_module(g_z, z)
     return g_z * (z != 0), -g_z * xp.sign(z)
+
+
+def shrink_momentum(w, c, before, theta, step, beta, positive):
+    """Return the codes of a layer and the point of the next.
+
+    z = shrink(w + step c, theta),   w_next = z + beta (z - before)                              (2)
+
+    Parameters
+    ----------
+    w : array (n, K, *P)
+        Point of this layer.
+    c : array (n, K, *P)
+        D^T (y - D w).
+    before : array (n, K, *P)
+        Codes of the layer before.
+    theta : array (K,)
+        Threshold, of the same dtype.
+    step, beta : float
+        Step, and momentum of the next layer.
+    positive : bool
+        One-sided.
+
+    Returns
+    -------
+    z, w_next : array (n, K, *P)
+    """
+    if array_module(w, c, before, theta) is not np:
+        return cuda.shrink_momentum(w, c, before, theta, step, beta, positive)
+    real = w.dtype.type
+    z = shrink(w + real(step) * c, _column(theta, w), positive=positive)
+    return z, z + real(beta) * (z - before)
+
+
+def shrink_test(w, c, before, theta, step, positive):
+    """Return the codes of a layer, and for each signal whether its momentum points uphill.
+
+    z = shrink(w + step c, theta),   uphill = sum (w - z) (z - before)
+
+    Parameters
+    ----------
+    w, c, before, theta, step, positive
+        As in `shrink_momentum`.
+
+    Returns
+    -------
+    z : array (n, K, *P)
+    uphill : array (n,) of float64
+        Uphill where it is positive.
+    """
+    if array_module(w, c, before, theta) is not np:
+        return cuda.shrink_test(w, c, before, theta, step, positive)
+    z = shrink(w + w.dtype.type(step) * c, _column(theta, w), positive=positive)
+    return z, ((w - z) * (z - before)).sum(axis=tuple(range(1, z.ndim)), dtype=np.float64)
+
+
+def extrapolate(z, before, beta):
+    """Return z + beta (z - before), with one beta for each signal.
+
+    Parameters
+    ----------
+    z, before : array (n, K, *P)
+        Codes.
+    beta : array (n,) of float64
+        Momentum.
+
+    Returns
+    -------
+    array (n, K, *P)
+    """
+    if array_module(z, before, beta) is not np:
+        return cuda.extrapolate(z, before, beta)
+    return z + beta.astype(z.dtype).reshape(-1, *[1] * (z.ndim - 1)) * (z - before)
+
+
+def shrink_backward_sum(g_z, z):
+    """Return the gradients as `shrink_backward` does, that of theta summed over the codes of each atom.
+
+    Parameters
+    ----------
+    g_z, z : array (n, K, *P)
+        Gradient and value of the codes.
+
+    Returns
+    -------
+    g_u : array (n, K, *P)
+    g_theta : array (K,) of float64
+    """
+    if array_module(g_z, z) is not np:
+        return cuda.gate(g_z, z)
+    g_u, g_theta = shrink_backward(g_z, z)
+    return g_u, g_theta.sum(axis=(0, *range(2, z.ndim)), dtype=np.float64)
+
+
+def momentum_backward(g_u, c, g_before, step, beta):
+    """Return the gradients of the two layers before, given that of u and c = D^T A g_u.
+
+    g_w = g_u - step c,   g_z = g_before + (1 + beta) g_w,   g_next = -beta g_w                   (3)
+
+    Parameters
+    ----------
+    g_u, c, g_before : array (n, K, *P)
+        Gradient of u, c, and what the layer after left for z_{t-1}.
+    step, beta : float
+        Step and momentum of this layer.
+
+    Returns
+    -------
+    g_z, g_next : array (n, K, *P)
+        Gradient of z_{t-1}, and this layer's share of that of z_{t-2}.
+    """
+    if array_module(g_u, c, g_before) is not np:
+        return cuda.spread(g_u, c, g_before, step, beta)
+    real = g_u.dtype.type
+    g_w = g_u - real(step) * c
+    return g_before + (1 + real(beta)) * g_w, -real(beta) * g_w
+
+
+def _column(theta, codes):
+    return theta.reshape(-1, *[1] * (codes.ndim - 2))

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import pathlib
 import sys
+import threading
 import types
 
 import numpy as np
@@ -53,6 +54,7 @@ class Settings:
 
 
 counts, settings = Counts(), Settings()
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class ndarray:
@@ -68,7 +70,9 @@ class ndarray:
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
-    def __array_function__(self, function, *_):
+    def __array_function__(self, function, _, arguments, named):
+        if function in (np.ndim, np.shape, np.size):  # CuPy has these, and they need no transfer
+            return getattr(self, function.__name__)
         raise TypeError(f"numpy.{function.__name__} was called with a CuPy array; call that of cupy")
 
     def __iter__(self):
@@ -293,8 +297,9 @@ class RawModule:
                     raise TypeError(f"argument {place} of {name} is {type(a)}, wanted an array or a NumPy scalar")
                 if isinstance(a, ndarray) and not a._a.flags.c_contiguous:
                     raise TypeError(f"argument {place} of {name} is not contiguous")
-            counts["kernels"] += 1
-            self._library.run(name, grid, block[0], [_plain(a) for a in arguments], shared_mem)
+            with _ONE_AT_A_TIME:
+                counts["kernels"] += 1
+                self._library.run(name, grid, block[0], [_plain(a) for a in arguments], shared_mem)
 
         return kernel
 

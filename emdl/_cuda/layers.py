@@ -33,7 +33,8 @@ def shrink_momentum(w, c, before, theta, step, beta, positive):
     real = w.dtype.type
     _launch(
         "shrink_momentum", w, (_blocks(w.size), 1, 1),
-        (w, c, before, theta, z, w_next, real(step), real(beta), np.int32(positive), np.int32(w.shape[1]), _P(w), _size(w)),
+        (w, c, before, theta, z, w_next, real(step), real(beta), np.int32(positive), np.int32(w.shape[1]), _P(w),
+         _size(w)),
         cupy,
     )  # fmt: skip
     return z, w_next
@@ -103,7 +104,7 @@ def gate(g_z, z):
 
 
 def spread(g_u, c, g_before, step, beta):
-    """Return the gradients of z_{t-1} and z_{t-2}: with g_w = g_u - step c, g_before + (1 + beta) g_w and -beta g_w.   (3).
+    """Return the gradients of z_{t-1} and z_{t-2}, g_before + (1 + beta) g_w and -beta g_w, g_w = g_u - step c.  (3).
 
     Parameters
     ----------

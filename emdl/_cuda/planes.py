@@ -21,8 +21,8 @@ def direct_is_cheaper(n_channels, n_atoms, atom_shape, signal_shape, stride):
     """Return whether sums over the taps are expected to be faster than transforms.
 
     Per signal a direct sum takes 2 K C prod(P) prod(s) operations, a transform 2.5 F log2 F for each channel and atom
-    and 8 F / 2 for each product of the two, with F samples; an operation of the latter counts eightfold, as it waits for
-    memory. Atoms that leave no room for a tile in shared memory are always transformed.
+    and 8 F / 2 for each product of the two, with F samples; an operation of the latter counts eightfold, as it waits
+    for memory. Atoms that leave no room for a tile in shared memory are always transformed.
 
     Parameters
     ----------

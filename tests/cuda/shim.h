@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 #ifdef FIBERS
+#include <csetjmp>
+#include <deque>
 #include <ucontext.h>
 #endif
 
@@ -35,17 +37,37 @@ inline std::atomic<int> votes[2];
 #ifdef FIBERS
 inline uint3 thread_index;
 struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    std::unique_ptr<char[]> stack{new char[65536]};
+    std::jmp_buf resume;
     unsigned vote_round = 0;
-    bool done = false;
+    bool started = false, done = false;
 };
-inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline std::deque<Fiber> fibers;  // kept from launch to launch
+inline std::jmp_buf scheduler;
 inline unsigned running;
+inline void (*entry)(void *);
+inline void *argument;
 inline void wait() {
-    swapcontext(&fibers[running].context, &scheduler);
+    if (!_setjmp(fibers[running].resume)) _longjmp(scheduler, 1);
     thread_index.x = running;
+}
+inline void live() {
+    for (;;) {
+        entry(argument);
+        fibers[running].done = true;
+        wait();
+    }
+}
+inline void resume() {
+    if (_setjmp(scheduler)) return;
+    if (fibers[running].started) _longjmp(fibers[running].resume, 1);
+    fibers[running].started = true;
+    ucontext_t first;
+    getcontext(&first);
+    first.uc_stack.ss_sp = fibers[running].stack.get();
+    first.uc_stack.ss_size = 65536;
+    makecontext(&first, live, 0);
+    setcontext(&first);
 }
 inline unsigned &vote_round() { return fibers[running].vote_round; }
 #else
@@ -93,28 +115,18 @@ void run(const unsigned *dims, std::size_t bytes, Kernel kernel) {  // dims: gri
         shared = held.get();
     };
 #ifdef FIBERS
-    static void (*entry)(void *);
-    static void *argument;
     entry = [](void *k) { (*static_cast<Kernel *>(k))(); };
     argument = &kernel;
-    fibers = std::vector<Fiber>(threads);
-    for (auto &f : fibers) f.stack.reset(new char[65536]);
+    while (fibers.size() < threads) fibers.emplace_back();
     for (auto at : blocks) {
         begin(at);
-        for (auto &f : fibers) {
-            f.done = false;
-            getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack.get();
-            f.context.uc_stack.ss_size = 65536;
-            f.context.uc_link = &scheduler;
-            makecontext(&f.context, +[] { entry(argument); fibers[running].done = true; }, 0);
-        }
+        for (auto &f : fibers) f.done = false;
         for (bool left = true; left;) {
             left = false;
             for (running = 0; running < threads; ++running) {
                 if (fibers[running].done) continue;
                 thread_index.x = running;
-                swapcontext(&scheduler, &fibers[running].context);
+                resume();
                 left = left || !fibers[running].done;
             }
         }
