@@ -57,17 +57,17 @@ def exact_dictionary(D, phi, psi, *, n_passes=3):
        doi:10.1137/0904038.
     """
     K, C, *s = D.shape
-    lag = lag_index(s)
-    phi = phi.reshape(K, K, -1)
-    atoms, target = D.reshape(K, C, -1).astype(np.float64), psi.reshape(K, C, -1)
-    used = phi[np.arange(K), np.arange(K), phi.shape[2] // 2] > 0
-    values, vectors = np.linalg.eigh(phi[np.arange(K), np.arange(K)][:, lag])
+    lag, each = lag_index(s), np.arange(K)
+    phi = np.ascontiguousarray(phi.reshape(K, K, -1).swapaxes(1, 2))  # (K, lags, K): a lag is gathered for all others
+    atoms = np.ascontiguousarray(D.reshape(K, C, -1).transpose(2, 0, 1), np.float64)  # (taps, K, C)
+    target = psi.reshape(K, C, -1)
+    own = phi[each, :, each][:, lag]
+    values, vectors = np.linalg.eigh(own)
     for _ in range(n_passes):
-        for k in np.flatnonzero(used):  # one after the other: each sees the atoms before it updated
-            blocks = phi[k][:, lag]
-            others = np.tensordot(atoms, blocks, axes=[[0, 2], [0, 2]]) - atoms[k] @ blocks[k].T
-            atoms[k] = _on_sphere(values[k], vectors[k], target[k] - others)
-    return atoms.reshape(D.shape).astype(D.dtype)
+        for k in np.flatnonzero(own[:, 0, 0] > 0):  # one after the other: each sees the atoms before it updated
+            others = phi[k][lag].reshape(len(lag), -1) @ atoms.reshape(-1, C) - own[k] @ atoms[:, k]
+            atoms[:, k] = _on_sphere(values[k], vectors[k], target[k] - others.T).T
+    return atoms.transpose(1, 2, 0).reshape(D.shape).astype(D.dtype)
 
 
 def lag_index(atom_shape):
