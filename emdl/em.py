@@ -9,6 +9,7 @@ import numpy as np
 
 from emdl import mstep, rates, starts
 from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_count, check_number, code_positions
+from emdl.device import to_host
 from emdl.errors import InputError
 from emdl.events import Layout
 from emdl.model import Model
@@ -257,7 +258,7 @@ def em_fit(
         if callback is not None and callback(progress):
             ended = f"stopped by the callback after {iteration} iterations"
             break
-        still = progress.change < tol and float(abs(np.log(state.lmbd / before.lmbd)).max()) < tol
+        still = progress.change < tol and _moved(before.lmbd, state.lmbd) < tol
         if stage == "dictionary" and (still or iteration >= _SHARE * max_iter):
             stage = "rates"
         elif still and stage == "rates" and learn_dictionary and lmbd0 is None and _noise_was_wrong(plan, state):
@@ -267,7 +268,7 @@ def em_fit(
             break
     names = ("objective", "n_nonzero", "sigma", "change", "seconds")
     history = {name: np.array([getattr(row, name) for row in rows]) for name in names}
-    history["lmbd"] = np.array([float(np.exp(np.log(row.lmbd).mean())) for row in rows])
+    history["lmbd"] = np.array([float(np.exp(np.log(to_host(row.lmbd)).mean())) for row in rows])
     model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
     notes = [*dict.fromkeys(state.notes), *_superfluous(plan, state)]
     return EMResult(model, history, len(rows), converged, "; ".join([ended, *notes]))
@@ -396,6 +397,12 @@ def _superfluous(plan, state):
         if len(idle)
         else []
     )
+
+
+def _moved(before, after):
+    """Return the largest change of a logarithm."""
+    xp = array_module(before, after)
+    return float(abs(xp.log(after / before)).max())
 
 
 def _change(before, after):

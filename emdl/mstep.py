@@ -10,14 +10,19 @@ The first is the fastest and needs no learning rate. The last follows how the co
 takes a clean `target` into account in the encoder too; prefer it for supervised learning and for few layers.
 """
 
+import math
+
 import numpy as np
 
 from emdl.backend import array_module
 from emdl.codes import SparseCodes
+from emdl.device import in_pieces, to_host
 from emdl.gradients import backward
-from emdl.ops import analyze_full, correlate_codes, correlate_signals, lipschitz, synthesize_full
+from emdl.ops import analyze_full, correlate_codes, correlate_signals, lipschitz, positions_of, synthesize_full
 from emdl.optim import exact_dictionary
 from emdl.unrolled import unroll_full
+
+_ARRAYS = 8  # of the size of the codes, at most, that a backward pass holds beside the layers
 
 M_STEPS = ("analytic", "unrolled", "decoder")
 
@@ -41,7 +46,9 @@ def from_statistics(D, codes, wanted, stride):
     array (K, C, *s)
     """
     shape = D.shape[2:]
-    return exact_dictionary(D, correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride))
+    sums = correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride)
+    # atom after atom, on sums that are small whatever the number of signals: work for the host
+    return array_module(D).asarray(exact_dictionary(*map(to_host, (D, *sums))))
 
 
 def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, positive, stride, through_layers, rng):
@@ -76,22 +83,34 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, posi
     -------
     array (K, C, *s)
     """
+    xp = array_module(y)
     for batch in np.array_split(rng.permutation(len(y)), batches):
-        part, target = y[batch], wanted[batch]
+        part, target = y[xp.asarray(batch)], wanted[xp.asarray(batch)]
         step = 1 / lipschitz(D, stride=stride)  # follows the dictionary: never too long
         theta = (lmbd * sigma**2 * step).astype(y.dtype)
-        trace = unroll_full(part, D, theta, step, n_layers, positive, stride)
-        D = optimizer.step(D, _gradient(trace, target, through_layers))
+
+        def sums(start, stop, D=D, part=part, target=target, step=step, theta=theta):
+            trace = unroll_full(part[start:stop], D, theta, step, n_layers, positive, stride)
+            return _sums(trace, target[start:stop], through_layers)
+
+        n_codes, n_samples = math.prod(positions_of(part, D, stride)[1:]), math.prod(part.shape[1:])
+        bytes_each = part.itemsize * ((n_layers + _ARRAYS) * n_codes + _ARRAYS * n_samples)
+        gradient, energy = map(sum, zip(*in_pieces(sums, len(part), bytes_each, part), strict=True))
+        D = optimizer.step(D, _without_unit(gradient, energy / len(D)))
     return D
 
 
-def _gradient(trace, target, through_layers):
-    """Return the gradient of half the squared error, over the mean energy of the codes of an atom: without a unit."""
+def _sums(trace, target, through_layers):
+    """Return the gradient of half the squared error, and the energy of the codes: sums over the signals."""
     D, stride, z = trace.D, trace.stride, trace.codes[-1]
     error = synthesize_full(z, D, stride) - target
     gradient = correlate_signals(z, error, D.shape[2:], stride)
     if through_layers:
         gradient = gradient + backward(trace, analyze_full(error, D, stride)).D
     value = z.value if isinstance(z, SparseCodes) else z
-    energy = float((value.astype(np.float64) ** 2).sum()) / len(D)
-    return gradient / energy if energy > 0 else array_module(D).zeros_like(D)
+    return gradient, float((value.astype(np.float64) ** 2).sum())
+
+
+def _without_unit(gradient, energy):
+    """Return the gradient over the mean energy of the codes of an atom."""
+    return gradient / energy if energy > 0 else array_module(gradient).zeros_like(gradient)
