@@ -180,8 +180,8 @@ def encode(
 ):
     """Write the sparse codes of a recording.
 
-    The file has the arrays unit, sample and value, one entry per code that is not zero; shape, (units, positions);
-    and peak, how many samples after the code the peak of each waveform lies.
+    Arrays unit, sample and value: one entry per code that is not zero. Array shape: (units, positions).
+    Array peak: by how many samples the peak of each unit lies behind its code.
 
     [b]emdl encode rec.npz --model model.h5 -o codes.npz[/b]
     """

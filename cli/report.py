@@ -105,8 +105,8 @@ def as_text(facts, next_steps):
 
     recording = facts["recording"]
     head = (
-        f"[b]{len(facts['units'])} units, {facts['n_spikes']:,} spikes[/b] in {recording['seconds']:.1f} s "
-        f"of {escape(recording['name'])} ({recording['n_channels']} channels, {recording['fs']:g} Hz), "
+        f"[b]{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}[/b] in {recording['seconds']:.1f} s "
+        f"of {escape(recording['name'])} ({_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz), "
         f"learned in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
@@ -115,6 +115,10 @@ def as_text(facts, next_steps):
     parts.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
     parts.append("[b]Next[/b]      " + escape("\n          ".join(next_steps)))
     return parts
+
+
+def _count(number, word):
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def unit_table(units):
