@@ -59,7 +59,7 @@ def exact_dictionary(D, phi, psi, *, n_passes=3):
     K, C, *s = D.shape
     lag, each = lag_index(s), np.arange(K)
     phi = np.ascontiguousarray(phi.reshape(K, K, -1).swapaxes(1, 2))  # (K, lags, K): a lag is gathered for all others
-    atoms = np.ascontiguousarray(D.reshape(K, C, -1).transpose(2, 0, 1), np.float64)  # (taps, K, C)
+    atoms = np.array(D.reshape(K, C, -1).transpose(2, 0, 1), np.float64, order="C")  # (taps, K, C), a copy
     target = psi.reshape(K, C, -1)
     own = phi[each, :, each][:, lag]
     values, vectors = np.linalg.eigh(own)
@@ -67,7 +67,7 @@ def exact_dictionary(D, phi, psi, *, n_passes=3):
         for k in np.flatnonzero(own[:, 0, 0] > 0):  # one after the other: each sees the atoms before it updated
             others = phi[k][lag].reshape(len(lag), -1) @ atoms.reshape(-1, C) - own[k] @ atoms[:, k]
             atoms[:, k] = _on_sphere(values[k], vectors[k], target[k] - others.T).T
-    return atoms.transpose(1, 2, 0).reshape(D.shape).astype(D.dtype)
+    return atoms.transpose(1, 2, 0).reshape(D.shape).astype(D.dtype, order="C")
 
 
 def lag_index(atom_shape):

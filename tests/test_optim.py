@@ -52,6 +52,19 @@ def test_atom_without_codes_stays(rng):
     np.testing.assert_array_equal(optim.exact_dictionary(D, phi, psi)[1], D[1])
 
 
+def test_exact_dictionary_leaves_its_input_alone(rng):
+    """Also when fed what it returned: one channel and float64 once let it work in the array it was given."""
+    D = optim.normalize_atoms(rng.standard_normal((3, 1, 5)))
+    z, y = rng.standard_normal((2, 3, 16)), rng.standard_normal((2, 1, 20))
+    phi, psi = ops.correlate_codes(z, (5,), (1,)), ops.correlate_signals(z, y, (5,), (1,))
+    first = optim.exact_dictionary(D, phi, psi)
+    kept = first.copy()
+    second = optim.exact_dictionary(first, phi, psi)
+    np.testing.assert_array_equal(first, kept)
+    assert abs(second - first).max() > 0
+    assert first.flags.c_contiguous
+
+
 @pytest.mark.parametrize("riemannian", [False, True])
 @pytest.mark.parametrize("method", ["adam", "sgd"])
 def test_optimizer_goes_downhill_on_the_spheres(method, riemannian, rng):
