@@ -16,7 +16,7 @@ from emdl.model import Model
 from emdl.mstep import M_STEPS
 from emdl.ops import as_rates
 from emdl.optim import Optimizer, normalize_atoms
-from emdl.repair import idle_atoms, repair_atoms
+from emdl.repair import repair_atoms, weak_atoms
 
 _LOG = logging.getLogger(__name__)
 _BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
@@ -270,7 +270,7 @@ def em_fit(
     history = {name: np.array([getattr(row, name) for row in rows]) for name in names}
     history["lmbd"] = np.array([float(np.exp(np.log(to_host(row.lmbd)).mean())) for row in rows])
     model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
-    notes = [*dict.fromkeys(state.notes), *_superfluous(plan, state)]
+    notes = [*dict.fromkeys(state.notes), *_weakness(plan, state)]
     return EMResult(model, history, len(rows), converged, "; ".join([ended, *notes]))
 
 
@@ -388,15 +388,11 @@ def _repair(plan, state, rng):
     return state if not note else replace(state, D=D, codes=None, notes=(*state.notes, note))
 
 
-def _superfluous(plan, state):
-    """Return a note on the atoms that the signals hardly need, or none."""
+def _weakness(plan, state):
+    """Return a note on the atoms that explain little by themselves, if there are any."""
     layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
-    idle = idle_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)
-    return (
-        [f"atoms that the signals hardly need: {', '.join(map(str, idle))}; n_atoms may be too large"]
-        if len(idle)
-        else []
-    )
+    weak = ", ".join(map(str, weak_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)))
+    return [f"explains little that others do not: atom {weak}; n_atoms may be too large"] if weak else []
 
 
 def _moved(before, after):

@@ -12,7 +12,8 @@ from emdl.shapes import cluster, first_shapes, half_square, substitutes
 _WINDOWS = 1000  # of the residual, in which a missing atom is looked for
 _CANDIDATES = 4
 _MARGIN = 2.0  # a new atom must promise this many times what the old one does
-_IDLE = 0.02  # share of the mean contribution below which an atom counts as superfluous
+_LEAST = 0.02  # and at least this share of the mean contribution of an atom
+_WEAK = 0.25  # share of the median contribution below which an atom is reported
 
 
 def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
@@ -49,7 +50,7 @@ def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
     loss = contributions(D, codes, penalty, layout)
     weakest = int(loss.argmin())
     atom, gain = missing_atom(residual, float(penalty[weakest]), layout, sigma, rng)
-    if gain > _MARGIN * loss[weakest] + _IDLE * loss.mean():
+    if gain > _MARGIN * loss[weakest] + _LEAST * loss.mean():
         mended[weakest] = atom
         done.append(f"replaced atom {weakest}, for which others could stand in, by one that was missing")
     return xp.asarray(mended), " and ".join(done)
@@ -122,8 +123,8 @@ def contributions(D, codes, penalty, layout):
     return np.bincount(k, np.maximum(z**2 / 2 - without, 0), minlength=len(D))
 
 
-def idle_atoms(D, codes, penalty, layout):
-    """Return the atoms that the signals hardly need: without codes, or with others that can stand in for them.
+def weak_atoms(D, codes, penalty, layout):
+    """Return the atoms that explain little which the others could not: unused, duplicates, or compounds of others.
 
     Parameters
     ----------
@@ -133,9 +134,10 @@ def idle_atoms(D, codes, penalty, layout):
     Returns
     -------
     ndarray of int
+        Those whose `contributions` are less than a quarter of the median.
     """
     loss = contributions(on_host(D), _sparse(codes), on_host(penalty), layout)
-    return np.flatnonzero(loss <= _IDLE * loss.mean())
+    return np.flatnonzero(loss <= _WEAK * np.median(loss))
 
 
 def missing_atom(residual, penalty, layout, sigma, rng):

@@ -76,7 +76,8 @@ def _compete(y, D, n_atoms, layout, floor):
         penalty = np.full(len(D), floor)
         codes = solve(y, D, penalty, layout.stride, tol=1e-2, positive=layout.positive, z0=codes).codes
         phi = correlate_codes(codes, layout.atom_shape, layout.stride)
-        D = exact_dictionary(D, phi, correlate_signals(codes, y, layout.atom_shape, layout.stride))
+        psi = correlate_signals(codes, y, layout.atom_shape, layout.stride)
+        D = exact_dictionary(D, phi, psi, n_passes=1)
         if iteration >= _WARM:
             D, _ = recentre(D, codes, y - synthesize_full(codes, D, layout.stride), layout)
             surplus = len(D) - n_atoms
