@@ -1,0 +1,288 @@
+"""The unrolled encoder: seconds and memory of the forward and backward pass, and what each gradient is good for.
+
+python benchmarks/unrolled.py                     all tables and the plot
+python benchmarks/unrolled.py --part cases        one of: cases, memory, scaling, recovery
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+
+from emdl import backward, lipschitz, metrics, simulate, unroll
+from emdl.backend import n_threads
+from emdl.gradients import backward_full, implicit, reconstruction_loss
+from emdl.optim import normalize_atoms
+from emdl.unrolled import unroll_full
+
+# targets in seconds: forward, forward and backward
+TARGETS = {
+    "1 x 30,000, 3 atoms of 45, T = 100": (0.012, 0.020),
+    "10 x 3,000, 3 atoms of 45, T = 100": (0.008, 0.014),
+    "1 x 60,000, 2 atoms of 35, T = 600": (0.10, 0.16),
+    "256 x 256, 64 atoms of 7 x 7, T = 30": (0.27, 0.47),
+    "the same, stride 5, all 25 shifts": (0.35, 0.50),
+}
+
+
+def spikes(n, N, K, s, n_iter, seed=0, dtype=np.float32):
+    """Return the arguments of `unroll` for signals of one axis: one event in 300 positions, 10 dB, codes >= 0."""
+    D = simulate.waveforms(K, 1, s, rng=seed).astype(dtype)
+    y = simulate.convolutional(n, N, D, density=1 / 300, snr_db=10, positive=True, rng=seed).y
+    step = 1 / lipschitz(D)
+    z = unroll(y, D, 0.0, step, 1, positive=True).z
+    theta = 0.1 * float(z.max())  # lmbd = 0.1 lambda_max
+    return {"y": y, "D": D, "theta": theta, "step": step, "n_iter": n_iter, "positive": True, "stride": 1}
+
+
+def picture(size=256, s=7, K=64, stride=1, share=0.05, n_iter=30, seed=0):
+    """Return the arguments of `unroll` for a photograph: cosines and patches as atoms, codes of a given share of
+    non-zeros.""" from scipy.ndimage import gaussian_filter
+    from skimage.data import camera
+    from skimage.transform import resize
+
+    image = resize(camera() / 255.0, (size, size), anti_aliasing=True)
+    rng = np.random.default_rng(seed)
+    y = image - gaussian_filter(image, 5) + 20 / 255 * rng.standard_normal(image.shape)
+    y = y.astype(np.float32)
+    t = np.cos(np.pi * np.outer(np.arange(s), np.arange(s) + 0.5) / s)
+    cosines = np.einsum("ai,bj->abij", t, t).reshape(-1, 1, s, s)[1:K]
+    corners = rng.integers(0, size - s, (K, 2))
+    patches = np.stack([y[None, a : a + s, b : b + s] for a, b in corners[: max(0, K - len(cosines))]] or [cosines[0]])
+    D = normalize_atoms(np.concatenate([cosines, patches - patches.mean(axis=(1, 2, 3), keepdims=True)])[:K])
+    D = D.astype(np.float32)
+    span = (size - (stride - 1) - s) // stride * stride + s
+    y = np.stack([y[None, a : a + span, b : b + span] for a in range(stride) for b in range(stride)])
+    step = 1 / lipschitz(D, stride=stride)
+    arguments = {"y": y, "D": D, "theta": 0.0, "step": step, "n_iter": n_iter, "positive": False, "stride": stride}
+    return arguments | {"theta": threshold_for(arguments, share)}
+
+
+def threshold_for(arguments, share):
+    """Return the threshold at which the codes of all layers together have a share of non-zeros, by bisection."""
+    low, high = 0.0, float(np.abs(unroll(**arguments | {"n_iter": 1}).z).max())
+    for _ in range(9):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if mean_share(unroll(**arguments | {"theta": middle})) > share else (low, middle)
+    return 0.5 * (low + high)
+
+
+def mean_share(trace):
+    """Return the share of non-zeros in the codes of all layers."""
+    return sum(z.n_nonzero for z in trace.codes) / len(trace.codes) / np.prod(trace.codes.shape)
+
+
+def seconds(function, repeats):
+    """Return the least and the median seconds of a call, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times), statistics.median(times)
+
+
+def measure(arguments, repeats=7):
+    """Return seconds of the forward pass and of both, and the share of non-zeros, of one case."""
+    trace = unroll(**arguments)
+    g_z = np.random.default_rng(1).standard_normal(trace.z.shape).astype(arguments["y"].dtype)
+    forward = seconds(lambda: unroll(**arguments), repeats)
+    both = seconds(lambda: backward(unroll(**arguments), g_z), repeats)
+    return {"forward": forward, "both": both, "share": mean_share(trace)}
+
+
+def case(name):
+    """Return the arguments of `unroll` for one of `TARGETS`."""
+    number = list(TARGETS).index(name)
+    if number < 3:
+        n, N, K, s, n_iter = ((1, 30_000, 3, 45, 100), (10, 3_000, 3, 45, 100), (1, 60_000, 2, 35, 600))[number]
+        return spikes(n, N, K, s, n_iter)
+    return picture(stride=1 if number == 3 else 5)
+
+
+def cases(repeats=7):
+    """Return the measurements of all `TARGETS`."""
+    return {name: measure(case(name), repeats) for name in TARGETS}
+
+
+def memory(name):
+    """Return the growth of this process over forward and backward, and the size of dense codes of all layers, in
+    MiB.""" arguments = case(name)
+    unroll(**arguments | {"n_iter": 2})  # compiled code is not counted
+    g_z = np.ones((1, 1), np.float32)
+    backward(trace := unroll(**arguments | {"n_iter": 2}), np.broadcast_to(g_z[0, 0], trace.codes.shape))
+    shape = trace.codes.shape
+    g_z = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    backward(unroll(**arguments), g_z)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"grown": (after - before) / 1024, "dense": arguments["n_iter"] * np.prod(shape) * 4 / 2**20}
+
+
+def memory_apart(name):
+    """Return `memory` of a fresh process."""
+    run = subprocess.run([sys.executable, __file__, "--memory-of", name], capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+def scaling(repeats=3):
+    """Return how the seconds grow with N, K, T and the share of non-zeros."""
+    found = {
+        "samples": [(N, measure(spikes(1, N, 3, 45, 100), repeats)) for N in (3_000, 10_000, 30_000, 100_000, 300_000)],
+        "atoms": [(K, measure(spikes(1, 30_000, K, 45, 100), repeats)) for K in (1, 2, 4, 8, 16, 32)],
+        "layers": [(T, measure(spikes(1, 30_000, 3, 45, T), repeats)) for T in (10, 30, 100, 300, 1000)],
+        "atoms, picture": [(K, measure(picture(128, K=K), repeats)) for K in (8, 16, 32, 64, 128)],
+    }
+    found["share"] = []
+    for share in (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9):
+        arguments = picture(128, share=share, n_iter=10)
+        found["share"].append((share, measure(arguments, repeats) | {"arrays": by_arrays(arguments)}))
+    return found
+
+
+def by_arrays(arguments):
+    """Return the seconds of forward and backward by the array version, once."""
+    full = dict(arguments)
+    stride = (full.pop("stride"),) * 2
+    positive = full.pop("positive")
+    start = time.perf_counter()
+    theta = np.float32(full.pop("theta"))
+    trace = unroll_full(full["y"], full["D"], theta, full["step"], full["n_iter"], positive, stride, dense=True)
+    backward_full(trace, np.ones(trace.codes.shape, np.float32))
+    return time.perf_counter() - start
+
+
+ESTIMATORS = ("decoder", "last quarter", "unrolled", "implicit")
+
+
+def learn(estimator, n_iter, seed, lmbd, n_steps=200, rate=0.02):
+    """Return the largest atom error after Adam steps from a start at error 0.5, with one estimator of the gradient."""
+    rng = np.random.default_rng(seed)
+    true = normalize_atoms(rng.standard_normal((4, 1, 20)))
+    y = simulate.convolutional(20, 600, true, density=0.01, snr_db=20, rng=seed).y
+    noise = rng.standard_normal(true.shape)
+    noise = normalize_atoms(noise - (noise * true).sum(axis=2, keepdims=True) * true)
+    D = 0.75**0.5 * true + 0.5 * noise
+    m, v = np.zeros_like(D), np.zeros_like(D)
+    for i in range(n_steps):
+        step = 1 / lipschitz(D)
+        trace = unroll(y, D, lmbd * step, step, n_iter)
+        _, g_z, g = reconstruction_loss(trace, y)
+        if estimator == "implicit":
+            with warnings.catch_warnings():  # a rough solution is enough for a step
+                warnings.simplefilter("ignore")
+                g = g + implicit(trace, g_z.dense(), tol=1e-3, max_iter=30).D
+        elif estimator != "decoder":
+            last = max(1, n_iter // 4) if estimator == "last quarter" else None
+            g = g + backward_full(trace, g_z, n_layers=last).D
+        g = g - (g * D).sum(axis=2, keepdims=True) * D
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        change = m / (1 - 0.9 ** (i + 1)) / (np.sqrt(v / (1 - 0.999 ** (i + 1))) + 1e-12)
+        D = normalize_atoms(D - rate * min(1, 2 * (1 - i / n_steps)) * change)
+    return float(metrics.atom_error(D, true).errors.max())
+
+
+def recovery(seeds=(0, 1, 2)):
+    """Return the median atom error for each estimator, number of layers and lambda."""
+    return {
+        f"{lmbd} {n_iter}": {e: statistics.median(learn(e, n_iter, s, lmbd) for s in seeds) for e in ESTIMATORS}
+        for lmbd in (0.1, 0.3)
+        for n_iter in (5, 15, 50, 100)
+    }
+
+
+def table(results):
+    """Return the results as Markdown."""
+    lines = []
+    if "cases" in results:
+        lines += [
+            "| case | non-zeros | forward: best, median, target | both: best, median, target |",
+            "|---|---|---|---|",
+        ]
+        for name, found in results["cases"].items():
+            cells = [
+                f"{found[key][0]:.4f}, {found[key][1]:.4f}, {target} s"
+                for key, target in zip(("forward", "both"), TARGETS[name], strict=True)
+            ]
+            lines.append(f"| {name} | {100 * found['share']:.1f} % | {cells[0]} | {cells[1]} |")
+    if "memory" in results:
+        lines += ["", "| case | forward and backward | dense codes of all layers | ratio |", "|---|---|---|---|"]
+        for name, found in results["memory"].items():
+            ratio = found["grown"] / found["dense"]
+            lines.append(f"| {name} | {found['grown']:.0f} MiB | {found['dense']:.0f} MiB | {ratio:.3f} |")
+    if "scaling" in results:
+        lines += ["", "| grows | value: forward, both (ms) |", "|---|---|"]
+        for name, rows in results["scaling"].items():
+            cells = [
+                f"{x:g}: {1e3 * m['forward'][0]:.1f}, {1e3 * m['both'][0]:.1f}"
+                + (f" (array version {1e3 * m['arrays']:.0f})" if "arrays" in m else "")
+                for x, m in rows
+            ]
+            lines.append(f"| {name} | {'; '.join(cells)} |")
+    if "recovery" in results:
+        lines += ["", f"| lambda, T | {' | '.join(ESTIMATORS)} |", "|---|" + "---|" * len(ESTIMATORS)]
+        lines += [
+            f"| {name.replace(' ', ', ')} | {' | '.join(f'{found[e]:.4f}' for e in ESTIMATORS)} |"
+            for name, found in results["recovery"].items()
+        ]
+    return "\n".join(lines)
+
+
+def plot(results, path):
+    """Draw how the seconds grow."""
+    import matplotlib.pyplot as plt
+
+    names = list(results["scaling"])
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), layout="constrained", sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        x = [row[0] for row in results["scaling"][name]]
+        for key, label in (("forward", "forward"), ("both", "forward and backward")):
+            ax.loglog(x, [row[1][key][0] for row in results["scaling"][name]], "o-", label=label)
+        if name == "share":
+            ax.loglog(x, [row[1]["arrays"] for row in results["scaling"][name]], "k--", label="array version")
+        ax.set(xlabel=name, title="")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds")
+    axes[-1].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+PARTS = {
+    "cases": cases,
+    "memory": lambda: {name: memory_apart(name) for name in list(TARGETS)[2:]},
+    "scaling": scaling,
+    "recovery": recovery,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, help="one part alone")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("unrolled"), help="file name without suffix")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_of:
+        print(json.dumps(memory(given.memory_of)))
+        return
+    print(f"{platform.processor() or platform.machine()}, {n_threads()} threads, numpy {np.__version__}")
+    results = {}
+    for name in [given.part] if given.part else PARTS:
+        results[name] = PARTS[name]()
+        print(table({name: results[name]}), flush=True)
+    given.out.with_suffix(".json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if "scaling" in results:
+        plot(results, given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
