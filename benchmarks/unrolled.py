@@ -44,8 +44,11 @@ def spikes(n, N, K, s, n_iter, seed=0, dtype=np.float32):
 
 
 def picture(size=256, s=7, K=64, stride=1, share=0.05, n_iter=30, seed=0):
-    """Return the arguments of `unroll` for a photograph: cosines and patches as atoms, codes of a given share of
-    non-zeros.""" from scipy.ndimage import gaussian_filter
+    """Return the arguments of `unroll` for a photograph, so that a given share of the codes is not zero.
+
+    The atoms are cosines and patches of the photograph.
+    """
+    from scipy.ndimage import gaussian_filter
     from skimage.data import camera
     from skimage.transform import resize
 
@@ -115,8 +118,8 @@ def cases(repeats=7):
 
 
 def memory(name):
-    """Return the growth of this process over forward and backward, and the size of dense codes of all layers, in
-    MiB.""" arguments = case(name)
+    """Return how many MiB this process grows over forward and backward, and what dense codes of all layers take."""
+    arguments = case(name)
     unroll(**arguments | {"n_iter": 2})  # compiled code is not counted
     g_z = np.ones((1, 1), np.float32)
     backward(trace := unroll(**arguments | {"n_iter": 2}), np.broadcast_to(g_z[0, 0], trace.codes.shape))
