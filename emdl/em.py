@@ -21,7 +21,7 @@ from emdl.repair import repair_atoms, weak_atoms
 _LOG = logging.getLogger(__name__)
 _BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
-_REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired
+_REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired, besides when they stand still
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -250,7 +250,8 @@ def em_fit(
         state = _expect(plan, state, hold=stage == "dictionary")
         if stage != "rates":
             state = _maximize(plan, state, optimizer, rng)
-        if repair and stage != "rates" and iteration in _REPAIRS and iteration <= max_iter * 2 // 3:
+        due = iteration in _REPAIRS or _change(before.D, state.D) < tol
+        if repair and due and stage != "rates" and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
         progress = _report(before, state, iteration, max_iter, time.perf_counter() - began)
         rows.append(progress)
@@ -283,6 +284,7 @@ def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batc
         raise InputError(f"m_step is {m_step!r}, wanted one of {', '.join(M_STEPS)}")
     if rule not in rates.RULES:
         raise InputError(f"lmbd_rule is {rule!r}, wanted one of {', '.join(rates.RULES)}")
+    array_module(y, target)
     y = as_signals(y, len(shape))
     if bool((y == y[(0,) * y.ndim]).all()):
         raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
@@ -308,7 +310,7 @@ def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batc
 
 def _first_state(plan, D0, lmbd0, sigma, rng):
     """Return the dictionary, rates and noise level that EM starts from."""
-    xp, K = array_module(plan.y), plan.D_shape[0]
+    xp, K = array_module(plan.y, D0), plan.D_shape[0]
     sigma = rates.estimate_sigma(plan.y) if sigma is None else check_number(sigma, "sigma", 0, strict=True)
     if D0 is None:
         D = starts.blind(plan.y, K, plan.D_shape[2:], positive=plan.positive, stride=plan.stride, sigma=sigma, rng=rng)

@@ -243,6 +243,7 @@ def as_codes(z, D, stride):
     InputError
         If they do not fit.
     """
+    array_module(z if hasattr(z, "dtype") else None, D)
     K, n_axes = D.shape[0], D.ndim - 2
     if getattr(z, "ndim", n_axes + 2) == n_axes + 1:
         z = z[None]
@@ -272,7 +273,7 @@ def as_rates(lmbd, D):
     InputError
         If a rate is negative or not finite, or their number is wrong.
     """
-    xp = array_module(D)
+    xp = array_module(D, lmbd if hasattr(lmbd, "dtype") else None)
     rates = xp.asarray(lmbd, dtype=np.float64)
     if rates.ndim > 1 or (rates.ndim == 1 and rates.shape[0] not in (1, D.shape[0])):
         raise InputError(f"lmbd has shape {rates.shape}, wanted one rate or {D.shape[0]}, one for each atom")

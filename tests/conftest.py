@@ -11,6 +11,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "cuda"))
 import harness
 import standin
 
+from emdl import device
+
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -43,7 +45,22 @@ def cuda_kernels(tmp_path_factory):
 
 
 @pytest.fixture
-def cupy(cuda_kernels):
+def stand_in(cuda_kernels):
     """The stand-in for CuPy, in the place of ``cupy`` while a test runs."""
     with standin.installed(cuda_kernels("coroutines")) as module:
         yield module
+
+
+@pytest.fixture(params=["stand-in", pytest.param("device", marks=pytest.mark.gpu)])
+def cupy(request):
+    """The stand-in; and, in tests marked gpu, the real CuPy where it finds a device."""
+    return request.getfixturevalue("stand_in" if request.param == "stand-in" else "real_cupy")
+
+
+@pytest.fixture
+def real_cupy():
+    """CuPy with a device, or the reason why there is none."""
+    try:
+        return device.find_cupy()
+    except device.DeviceError as error:
+        pytest.skip(str(error))

@@ -1,9 +1,9 @@
 """A strict stand-in for CuPy, so that code for a GPU is tested where there is none.
 
 Its arrays hold NumPy data but behave as arrays on a device do where code goes wrong: they refuse to become NumPy arrays
-by themselves, to mix with them, to be iterated over; reductions give arrays without axes, not numbers; and whatever moves
-data or waits for the device is counted. It has no name that CuPy lacks (cupy_names.txt, from ``dir`` of the real module).
-Kernels are the real CUDA sources, compiled for the CPU (see cuda/harness.py).
+by themselves, to mix with them, to be iterated over; reductions give arrays without axes, not numbers; and whatever
+moves data or waits for the device is counted. It has no name that CuPy lacks (cupy_names.txt, from ``dir`` of the real
+module). Kernels are the real CUDA sources, compiled for the CPU (see cuda/harness.py).
 """
 
 import collections
@@ -48,7 +48,6 @@ class Settings:
 
     def __init__(self):
         self.free_bytes = 2**30
-        self.largest = None  # bytes of the largest array that can be allocated
         self.devices = 1
         self.current = 0
 
@@ -88,7 +87,7 @@ class ndarray:
             return _wrap(value)
         if name in _WAITS:
             counts["down"] += 1
-        return lambda *a, **k: _wrap(value(*_plain(a), **_plain(k)), new=name in ("astype", "copy"))
+        return lambda *a, **k: _wrap(value(*_plain(a), **_plain(k)))
 
     def __setattr__(self, name, value):
         raise AttributeError(f"{name} of an array cannot be set here")
@@ -138,17 +137,14 @@ def _down(x):
     return x._a
 
 
-def _wrap(value, new=True):
+def _wrap(value):
     """Put the result of a NumPy function on the device; a scalar becomes an array without axes."""
     if isinstance(value, tuple | list):
-        return type(value)(_wrap(v, new) for v in value)
+        return type(value)(_wrap(v) for v in value)
     if not isinstance(value, np.ndarray | np.generic):
         return value
-    array = np.asarray(value)
-    if new and settings.largest is not None and array.base is None and array.nbytes > settings.largest:
-        raise OutOfMemoryError(f"Out of memory allocating {array.nbytes} bytes")
     made = object.__new__(ndarray)
-    object.__setattr__(made, "_a", array)
+    object.__setattr__(made, "_a", np.asarray(value))
     return made
 
 
@@ -187,7 +183,21 @@ def _operator(name):
     return method
 
 
-for _name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]:
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]:
     for _form in (f"__{_name}__", f"__r{_name}__", f"__i{_name}__"):
         setattr(ndarray, _form, _operator(_form))
 for _name in ["neg", "pos", "abs", "invert", "lt", "le", "eq", "ne", "gt", "ge"]:

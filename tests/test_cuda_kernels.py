@@ -30,10 +30,17 @@ LARGER = [
 every_case = pytest.mark.parametrize("case", [*CASES, *LARGER], ids=case_name)
 
 
-@pytest.fixture(params=[("memory", np.float64), ("races", np.float32)], ids=["memory", "races"])
+WAYS = [("memory", np.float64), ("races", np.float32)]
+ON_DEVICE = [pytest.param(("device", real), marks=pytest.mark.gpu) for real in (np.float32, np.float64)]
+
+
+@pytest.fixture(params=[*WAYS, *ON_DEVICE], ids=["memory", "races", "device-float", "device-double"])
 def device(request, cuda_kernels):
-    """Kernels with real threads: under AddressSanitizer and UBSan in float64, under ThreadSanitizer in float32."""
+    """Kernels with real threads, under AddressSanitizer and UBSan or under ThreadSanitizer; or on a device."""
     way, real = request.param
+    if way == "device":
+        yield request.getfixturevalue("real_cupy"), real
+        return
     with standin.installed(cuda_kernels(way)) as cupy:
         yield cupy, real
 

@@ -1,0 +1,407 @@
+"""CuPy arrays in, CuPy arrays out, with the numbers of NumPy and no transfer inside a loop.
+
+Runs on a strict stand-in for CuPy (standin.py), and with ``-m gpu`` on a device.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import scipy.signal
+import standin
+from laws import CASES, case_name, make_problem
+
+import emdl
+from emdl import device, ops, proximal
+from emdl._cuda import fourier, planes
+from emdl.errors import ConvergenceWarning, InputError, InputTypeError
+from emdl.optim import Optimizer, normalize_atoms
+
+cases = pytest.mark.parametrize("case", CASES, ids=case_name)
+both_reals = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float", "double"])
+
+
+def problem(case, rng, real=np.float64):
+    y, D, z = make_problem(case, rng)
+    return y.astype(real), normalize_atoms(D).astype(real), z.astype(real)
+
+
+def assert_same(got, want, cupy, real=np.float64, steps=200):
+    """The order of additions differs; errors of rounding add up over `steps` of them."""
+    assert isinstance(got, cupy.ndarray)
+    assert got.dtype == want.dtype
+    np.testing.assert_allclose(got.get(), want, rtol=0, atol=steps * np.finfo(real).eps * np.abs(want).max())
+
+
+# The stand-in
+
+
+def test_the_stand_in_refuses_what_costs_a_transfer_or_an_error_on_a_device(stand_in):
+    x, host = stand_in.asarray(np.arange(3.0)), np.arange(3.0)
+    for forbidden in (
+        lambda: np.asarray(x), lambda: np.add(host, x), lambda: host + x, lambda: x * host, lambda: np.stack([x]),
+        lambda: list(x), lambda: scipy.signal.medfilt(x), lambda: stand_in.maximum(x, host), lambda: x[host > 1],
+        lambda: x[[0, 2]], lambda: np.log(x), lambda: memoryview(x),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            forbidden()
+    for name in ("__array_interface__", "__array_struct__", "__buffer__", "tofile"):
+        assert not hasattr(x, name) or name == "tofile"
+    assert not hasattr(stand_in, "vectorize_all")
+    assert isinstance(x.sum(), stand_in.ndarray), "a reduction stays on the device"
+
+
+def test_the_stand_in_counts_transfers(stand_in):
+    x = stand_in.asarray(np.arange(3.0))
+    with standin.counts.during() as seen:
+        float(x[0])
+        bool(x.any())
+        stand_in.asnumpy(x)
+        stand_in.nonzero(x)
+        stand_in.asarray([1.0])
+    assert seen == {"down": 4, "up": 1}
+
+
+def test_every_name_of_the_stand_in_is_one_of_cupy():
+    """``import cupy`` needs no driver; where it is installed the list is compared with it."""
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy is not installed; the list was taken from it")
+    script = "import cupy, sys; exec('for line in sys.stdin: name = line.strip(); eval(name)')"
+    names = "\n".join(sorted(standin.NAMES))
+    run = subprocess.run([sys.executable, "-c", script], input=names, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+# The model
+
+
+@cases
+@both_reals
+def test_operators_equal_those_of_numpy(case, real, cupy, rng):
+    y, D, z = problem(case, rng, real)
+    stride, on = case["stride"], cupy.asarray
+    assert_same(emdl.synthesize(on(z), on(D), stride=stride), emdl.synthesize(z, D, stride=stride), cupy, real)
+    assert_same(emdl.analyze(on(y), on(D), stride=stride), emdl.analyze(y, D, stride=stride), cupy, real)
+    assert emdl.lipschitz(on(D), stride=stride) == pytest.approx(emdl.lipschitz(D, stride=stride), rel=1e-6)
+    lmbd = rng.uniform(1, 2, len(D))
+    got = emdl.objective(on(y), on(z), on(D), on(lmbd), 0.7, stride=stride)
+    assert got == pytest.approx(emdl.objective(y, z, D, lmbd, 0.7, stride=stride), rel=200 * float(np.finfo(real).eps))
+
+
+@cases
+@both_reals
+def test_transforms_equal_direct_sums(case, real, cupy, rng):
+    """Errors of a transform are relative to the largest value, and grow with the logarithm of its length."""
+    y, D, z = problem(case, rng, real)
+    s, stride, on = case["s"], case["stride"], cupy.asarray
+    origin = tuple(a // 2 for a in s)
+    assert_same(fourier.analyze(on(y), on(D), stride), ops.analyze_by_taps(y, D, stride), cupy, real)
+    assert_same(fourier.synthesize(on(z), on(D), stride), ops.synthesize_by_taps(z, D, stride), cupy, real)
+    moved = planes.correlate(on(z), on(y), s, origin, stride)
+    assert_same(fourier.correlate(on(z), on(y), s, origin, stride), moved.get(), cupy, real)
+
+
+@cases
+def test_sums_of_the_m_step_equal_those_of_numpy(case, cupy, rng):
+    y, _, z = problem(case, rng)
+    s, stride = case["s"], case["stride"]
+    assert_same(ops.correlate_codes(cupy.asarray(z), s, stride), ops.correlate_codes(z, s, stride), cupy)
+    got = ops.correlate_signals(cupy.asarray(z), cupy.asarray(y), s, stride)
+    assert_same(got, ops.correlate_signals(z, y, s, stride), cupy)
+
+
+def test_small_atoms_are_summed_and_large_ones_transformed():
+    assert planes.direct_is_cheaper(4, 30, (45,), (300_000,), (1,))
+    assert planes.direct_is_cheaper(1, 64, (8, 8), (512, 512), (1, 1))
+    assert not planes.direct_is_cheaper(1, 100, (2000,), (300_000,), (1,))
+    assert not planes.direct_is_cheaper(1, 64, (40, 40), (512, 512), (1, 1))
+
+
+def test_large_atoms_take_the_transforms(cupy, rng):
+    y, D = rng.standard_normal((2, 1, 1200)), rng.standard_normal((3, 1, 500))
+    z = emdl.analyze(y, D)
+    with standin.counts.during() as seen:
+        assert_same(emdl.analyze(cupy.asarray(y), cupy.asarray(D)), z, cupy, steps=2000)
+        made = emdl.synthesize(cupy.asarray(z), cupy.asarray(D))
+    assert seen["kernels"] == 0
+    assert_same(made, emdl.synthesize(z, D), cupy, steps=2000)
+
+
+# Encoders
+
+
+@cases
+@pytest.mark.parametrize("positive", [False, True])
+def test_encode_finds_the_minimum_that_numpy_finds(case, positive, cupy, rng):
+    y, D, _ = problem(case, rng)
+    options = {"tol": 1e-7, "positive": positive, "stride": case["stride"]}
+    z = emdl.encode(cupy.asarray(y), cupy.asarray(D), 0.4, 0.9, **options)
+    assert isinstance(z, cupy.ndarray)
+    want = emdl.objective(y, emdl.encode(y, D, 0.4, 0.9, **options), D, 0.4, 0.9, stride=case["stride"])
+    got = emdl.objective(y, z.get(), D, 0.4, 0.9, stride=case["stride"])
+    assert got == pytest.approx(want, rel=2e-7)  # the two certificates
+
+
+@cases
+@both_reals
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_unrolled_encoder_and_its_gradients_equal_those_of_numpy(case, real, positive, cupy, rng):
+    y, D, g_z = problem(case, rng, real)
+    theta, step = rng.uniform(0.01, 0.1, len(D)), 1 / emdl.lipschitz(D, stride=case["stride"])
+    options = {"positive": positive, "stride": case["stride"]}
+    want = emdl.unroll(y, D, theta, step, 7, **options)
+    got = emdl.unroll(cupy.asarray(y), cupy.asarray(D), cupy.asarray(theta), step, 7, **options)
+    assert_same(got.z, want.z, cupy, real, steps=1000)
+    want, got = emdl.backward(want, g_z), emdl.backward(got, cupy.asarray(g_z))
+    for name in ("D", "theta", "y"):
+        assert_same(getattr(got, name), getattr(want, name), cupy, real, steps=2000)
+
+
+def test_a_scalar_threshold_and_checkpoints_work_on_a_device(cupy, rng):
+    y, D, g_z = problem(CASES[0], rng)
+    step = 1 / emdl.lipschitz(D)
+    want = emdl.backward(emdl.unroll(y, D, 0.1, step, 9), g_z)
+    trace = emdl.unroll(cupy.asarray(y), cupy.asarray(D), 0.1, step, 9, checkpoint=4)
+    got = emdl.backward(trace, cupy.asarray(g_z))
+    assert_same(got.D, want.D, cupy, steps=2000)
+    assert_same(got.theta, want.theta, cupy, steps=2000)
+
+
+def test_the_dense_coder_is_the_same_on_numpy(rng):
+    y, D, _ = problem(CASES[1], rng)
+    z, primal, gap, _ = proximal.solve(
+        y, D, np.full(len(D), 0.3), CASES[1]["stride"], tol=1e-8, max_iter=5000, positive=False
+    )
+    assert (gap <= 1e-8 * primal).all()
+    assert primal.sum() == pytest.approx(emdl.objective(y, z, D, 0.3, stride=CASES[1]["stride"]), rel=1e-12)
+
+
+# Transfers
+
+
+def test_layers_make_no_transfer_of_their_own(stand_in, rng):
+    y, D, g_z = (stand_in.asarray(x) for x in problem(CASES[1], rng))
+    step, stride = 0.1, CASES[1]["stride"]
+    seen = []
+    for n_iter in (3, 30):
+        with standin.counts.during() as forward:
+            trace = emdl.unroll(y, D, 0.05, step, n_iter, stride=stride)
+        with standin.counts.during() as back:
+            emdl.backward(trace, g_z)
+        assert forward["kernels"] == 3 * n_iter, "a layer is synthesis, analysis and one step"
+        seen.append((forward["down"], forward["up"], back["down"], back["up"]))
+    assert seen[0] == seen[1]
+    assert max(seen[0]) <= 6, "a few for checking what was given"
+
+
+def test_encode_looks_at_its_certificate_every_ten_iterations(stand_in, rng):
+    y, D, _ = (stand_in.asarray(x) for x in problem(CASES[0], rng))
+    seen = {}
+    for n_iter in (10, 100):
+        with standin.counts.during() as seen[n_iter], warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            emdl.encode(y, D, 0.01, tol=1e-15, max_iter=n_iter)
+    assert seen[100]["kernels"] - seen[10]["kernels"] >= 90 * 4
+    assert seen[100]["down"] - seen[10]["down"] <= 9
+    assert seen[100]["up"] - seen[10]["up"] <= 2 * 9  # where signals leave the batch
+
+
+def test_an_em_iteration_makes_the_same_few_transfers_for_many_signals(stand_in, rng):
+    seen = []
+    for n in (2, 8):
+        y = rng.standard_normal((n, 1, 40))
+        D0 = stand_in.asarray(rng.standard_normal((2, 1, 5)))
+        with standin.counts.during() as counts:
+            emdl.em_fit(stand_in.asarray(y), 2, 5, D0=D0, sigma=1.0, lmbd0=1.0, learn_lmbd=False, max_iter=2, tol=1e-12,
+                        m_step="unrolled", n_layers=12, tol_codes=0.9)  # fmt: skip
+        seen.append(counts["down"] + counts["up"])
+    assert seen[0] == seen[1] < 80
+
+
+# Mixed arguments
+
+
+@pytest.mark.parametrize("swap", [0, 1])
+def test_arrays_of_two_libraries_are_refused_by_name(swap, cupy, rng):
+    y, D, z = problem(CASES[0], rng)
+    first, second = (cupy.asarray, np.asarray) if swap else (np.asarray, cupy.asarray)
+    trace = emdl.unroll(first(y), first(D), 0.1, 0.1, 2)
+    for mixed in (
+        lambda: emdl.synthesize(first(z), second(D)), lambda: emdl.analyze(first(y), second(D)),
+        lambda: emdl.objective(first(y), second(z), second(D), 1.0), lambda: emdl.encode(first(y), second(D), 1.0),
+        lambda: emdl.objective(first(y), second(z), first(D), 1.0),
+        lambda: emdl.encode(first(y), first(D), 1.0, z0=second(z)),
+        lambda: emdl.unroll(first(y), second(D), 0.1, 0.1, 2),
+        lambda: emdl.encode(first(y), first(D), second(np.ones(len(D)))),
+        lambda: emdl.unroll(first(y), first(D), second(np.full(len(D), 0.1)), 0.1, 2),
+        lambda: emdl.backward(trace, second(z)), lambda: emdl.em_fit(first(y), 3, 5, D0=second(D), max_iter=1),
+        lambda: emdl.em_fit(first(y), 3, 5, target=second(y), max_iter=1),
+        lambda: emdl.Model(first(D), second(np.ones(len(D))), 1.0),
+        lambda: emdl.Model(first(D), 1.0, 1.0).encode(second(y)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"numpy.*cupy|cupy.*numpy") as caught:
+            mixed()
+        assert isinstance(caught.value, InputTypeError)
+
+
+# EM and models
+
+
+@pytest.fixture
+def events(rng):
+    """Signals of two atoms and two channels, and a start near the truth."""
+    D = normalize_atoms(rng.standard_normal((2, 2, 7)))
+    z = (rng.random((3, 2, 150)) < 0.03) * rng.uniform(1, 2, (3, 2, 150))
+    y = emdl.synthesize(z, D) + 0.05 * rng.standard_normal((3, 2, 156))
+    return y, normalize_atoms(D + 0.2 * rng.standard_normal(D.shape))
+
+
+@pytest.mark.parametrize("m_step", ["analytic", "unrolled", "decoder"])
+@pytest.mark.parametrize("lmbd_rule", ["gcv", "paper", "paper-gradient"])
+def test_em_learns_what_it_learns_on_numpy(m_step, lmbd_rule, events, cupy):
+    """Codes are certified to 1e-9, so dictionaries agree to about the square root of that."""
+    y, D0 = events
+    options = {
+        "m_step": m_step, "lmbd_rule": lmbd_rule, "max_iter": 3, "n_layers": 5, "tol_codes": 1e-9, "batch_size": 2,
+        "learn_sigma": True, "positive": True,
+    }  # fmt: skip
+    want = emdl.em_fit(y, 2, 7, D0=D0, rng=1, optimizer=Optimizer(rate=0.01), **options)
+    got = emdl.em_fit(cupy.asarray(y), 2, 7, D0=cupy.asarray(D0), rng=1, optimizer=Optimizer(rate=0.01), **options)
+    assert isinstance(got.model.D, cupy.ndarray)
+    assert isinstance(got.model.lmbd, cupy.ndarray)
+    np.testing.assert_allclose(got.model.D.get(), want.model.D, atol=1e-4)
+    np.testing.assert_allclose(got.model.lmbd.get(), want.model.lmbd, rtol=1e-3)
+    np.testing.assert_allclose(got.history["objective"], want.history["objective"], rtol=1e-3)
+    assert got.message == want.message
+
+
+def test_em_starts_blind_on_a_device_as_on_numpy(events, cupy):
+    y, _ = events
+    options = {"max_iter": 2, "tol_codes": 1e-9, "rng": 3, "sigma": 0.05, "learn_lmbd": False}
+    want, got = emdl.em_fit(y, 2, 7, **options), emdl.em_fit(cupy.asarray(y), 2, 7, **options)
+    np.testing.assert_allclose(got.model.D.get(), want.model.D, atol=1e-4)
+
+
+def test_a_supervised_fit_takes_its_target_on_the_device(events, cupy):
+    y, D0 = events
+    clean = y - y.mean()
+    options = {"max_iter": 2, "m_step": "unrolled", "n_layers": 4, "sigma": 0.05, "tol_codes": 1e-9}
+    want = emdl.em_fit(y, 2, 7, D0=D0, target=clean, **options)
+    got = emdl.em_fit(cupy.asarray(y), 2, 7, D0=cupy.asarray(D0), target=cupy.asarray(clean), **options)
+    np.testing.assert_allclose(got.model.D.get(), want.model.D, atol=1e-6)
+
+
+def test_a_model_on_a_device_encodes_reconstructs_and_goes_to_disk(cupy, rng, tmp_path):
+    y, D, _ = problem(CASES[0], rng)
+    lmbd = rng.uniform(0.3, 0.5, len(D))
+    model = emdl.Model(D, lmbd, 0.8)
+    on_device = emdl.Model(cupy.asarray(D), cupy.asarray(lmbd), 0.8)
+    np.testing.assert_allclose(
+        on_device.reconstruct(cupy.asarray(y), tol=1e-10).get(), model.reconstruct(y, tol=1e-10), atol=1e-4
+    )
+    assert isinstance(on_device.encode(cupy.asarray(y)), cupy.ndarray)
+    on_device.save(tmp_path / "model.h5")
+    back = emdl.load(tmp_path / "model.h5")
+    np.testing.assert_array_equal(back.D, D)
+    np.testing.assert_array_equal(back.lmbd, lmbd)
+
+
+def test_sparse_codes_are_refused_on_a_device(cupy, rng):
+    y, D, _ = problem(CASES[0], rng)
+    with pytest.raises(InputError, match="CPU only"):
+        emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, sparse=True)
+
+
+# Memory and devices
+
+
+def test_a_batch_is_as_large_as_the_memory_allows(stand_in):
+    done = []
+    standin.settings.free_bytes = 1000
+    device.in_pieces(lambda a, b: done.append((a, b)), 7, 390, stand_in.zeros(1))
+    assert done == [(0, 2), (2, 4), (4, 6), (6, 7)]
+
+
+def test_out_of_memory_splits_the_batch_and_goes_on(stand_in, rng, monkeypatch):
+    y, D, _ = problem({**CASES[0], "n": 5}, rng)
+    want = emdl.encode(stand_in.asarray(y), stand_in.asarray(D), 0.5, tol=1e-9).get()
+    on_device = stand_in.asarray(y), stand_in.asarray(D)
+    sizes = []
+
+    def piece(start, stop):
+        sizes.append(stop - start)
+        if stop - start > 2:
+            raise standin.OutOfMemoryError("out of memory")
+        return start
+
+    assert device.in_pieces(piece, 5, 1, on_device[0]) == [0, 2, 4]
+    assert sizes == [5, 2, 2, 1]
+    whole, batch = planes.analyze, []
+
+    def analyze(r, D, stride):
+        batch.append(len(r))
+        if len(r) > 3:
+            raise standin.OutOfMemoryError("out of memory")
+        return whole(r, D, stride)
+
+    monkeypatch.setattr(planes, "analyze", analyze)
+    again = emdl.encode(*on_device, 0.5, tol=1e-9).get()
+    np.testing.assert_allclose(again, want, atol=1e-4)  # signals wait for others, and are certified to 1e-9
+    assert batch[0] == 5
+    assert max(batch[1:]) == 2
+
+
+def test_a_signal_that_does_not_fit_is_an_error_with_advice(stand_in):
+    def piece(*_):
+        raise standin.OutOfMemoryError("out of memory")
+
+    with pytest.raises(device.DeviceError, match="cut the signals"):
+        device.in_pieces(piece, 3, 2**31, stand_in.zeros(1))
+
+
+def test_gradients_in_pieces_are_those_of_the_whole_batch(events, stand_in):
+    y, D0 = events
+    options = {"m_step": "unrolled", "max_iter": 2, "n_layers": 4, "sigma": 0.05, "learn_lmbd": False}
+    fit = lambda: emdl.em_fit(stand_in.asarray(y), 2, 7, D0=stand_in.asarray(D0), **options).model.D.get()  # noqa: E731
+    want = fit()
+    standin.settings.free_bytes = 100_000
+    np.testing.assert_allclose(fit(), want, rtol=1e-10)
+
+
+def test_several_devices_give_the_sums_of_one(stand_in, rng):
+    """phi, psi and the squared error over 5 signals on 3 devices: the M-step needs nothing else."""
+    y, D, z = problem({**CASES[1], "n": 5}, rng)
+    stride = CASES[1]["stride"]
+
+    def sums(y, z):
+        error = y - ops.synthesize_full(z, stand_in.asarray(D), stride)
+        phi, psi = ops.correlate_codes(z, D.shape[2:], stride), ops.correlate_signals(z, y, D.shape[2:], stride)
+        return phi, psi, (error**2).sum()
+
+    standin.settings.devices = 3
+    got = device.sum_over_devices(sums, (y, z))
+    for one, want in zip(got, sums(stand_in.asarray(y), stand_in.asarray(z)), strict=True):
+        np.testing.assert_allclose(one, want.get(), rtol=1e-12)
+
+
+def test_asking_for_a_device_that_is_not_there_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(device.DeviceError, match=r"CuPy is missing.*pip install 'emdl\[cuda12\]'"):
+        device.choose("cuda")
+    xp, sentence = device.choose("auto")
+    assert xp is np
+    assert "CPU" in sentence
+    assert "CuPy is missing" in sentence
+    assert device.choose("cpu") == (np, "computing on the CPU")
+    with pytest.raises(InputError, match="cpu, cuda or auto"):
+        device.choose("gpu")
+
+
+def test_auto_takes_a_device_where_there_is_one(stand_in):
+    assert device.choose("auto") == (stand_in, "computing on a stand-in")
+    standin.settings.devices = 0
+    with pytest.raises(device.DeviceError, match="no CUDA device"):
+        device.choose("cuda")
