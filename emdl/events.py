@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import array_module
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -37,21 +35,6 @@ class Layout:
     def long_shape(self):
         """Samples of an atom with a margin on both sides."""
         return tuple(s + 2 * m for s, m in zip(self.atom_shape, self.margin, strict=True))
-
-
-def on_host(x):
-    """Return an array of NumPy with the same content.
-
-    Parameters
-    ----------
-    x : array
-        On the host or on a GPU.
-
-    Returns
-    -------
-    ndarray
-    """
-    return x if array_module(x) is np else x.get()
 
 
 def peaks(y, layout, sigma):
@@ -170,7 +153,7 @@ def crop(x, corner, shape, row=None):
     return np.ascontiguousarray(np.moveaxis(x[(at[0], slice(None), *at[1:])], -1, 1))
 
 
-def strongest_part(long_atoms, layout, *, slack=0.02):
+def strongest_part(long_atoms, layout, *, slack=0.01):
     """Return the part of each long atom that holds most energy.
 
     Of all parts that hold nearly as much the one nearest to the middle is taken, so that noise does not drive short
@@ -182,7 +165,7 @@ def strongest_part(long_atoms, layout, *, slack=0.02):
         Atoms with a margin on both sides.
     layout : Layout
         Parts begin at multiples of the stride.
-    slack : float
+    slack : float or array (K,)
         Share of the energy that being in the middle is worth.
 
     Returns
@@ -199,7 +182,8 @@ def strongest_part(long_atoms, layout, *, slack=0.02):
     energy = energy[(slice(None), *(slice(None, None, t) for t in layout.stride))]
     off = [abs(np.arange(size) - (size - 1) // 2) / size for size in energy.shape[1:]]
     off = sum(o.reshape([-1 if a == axis else 1 for a in range(n_axes)]) for axis, o in enumerate(off))
-    top = energy.max(axis=tuple(range(1, n_axes + 1)), keepdims=True)
-    best = np.where(energy >= (1 - slack) * top, n_axes - off, -1).reshape(len(energy), -1).argmax(axis=1)
+    flat = energy.reshape(len(energy), -1)
+    enough = (1 - np.reshape(slack, (-1, 1))) * flat.max(axis=1, keepdims=True)
+    best = np.where(flat >= enough, n_axes - off.ravel(), -1).argmax(axis=1)
     corner = np.stack(np.unravel_index(best, energy.shape[1:]), axis=1) * np.array(layout.stride)
     return crop(long_atoms, corner, shape), corner

@@ -4,7 +4,8 @@ import numpy as np
 
 from emdl.backend import array_module
 from emdl.codes import SparseCodes
-from emdl.events import on_host, padded, peaks, strongest_part, windows
+from emdl.device import to_host
+from emdl.events import padded, peaks, strongest_part, windows
 from emdl.ops import correlate_signals, synthesize_full
 from emdl.optim import normalize_atoms
 from emdl.shapes import cluster, first_shapes, half_square, substitutes
@@ -12,6 +13,7 @@ from emdl.shapes import cluster, first_shapes, half_square, substitutes
 _WINDOWS = 1000  # of the residual, in which a missing atom is looked for
 _CANDIDATES = 4
 _MARGIN = 2.0  # a new atom must promise this many times what the old one does
+_SLACK = 1e-3  # share of its energy that an atom may lose at a border: an error of 0.03
 _LEAST = 0.02  # and at least this share of the mean contribution of an atom
 _WEAK = 0.25  # share of the median contribution below which an atom is reported
 
@@ -43,9 +45,9 @@ def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
         Empty if nothing was changed.
     """
     xp = array_module(D, y)
-    D, codes, y, penalty = on_host(D), _sparse(codes), on_host(y), on_host(penalty)
+    D, codes, y, penalty = to_host(D), _sparse(codes), to_host(y), to_host(penalty)
     residual = y - synthesize_full(codes, D, layout.stride)
-    mended, moved = recentre(D, codes, residual, layout)
+    mended, moved = recentre(D, codes, residual, layout, sigma)
     done = [f"moved atom {_listed(moved)} to where its energy lies"] if len(moved) else []
     loss = contributions(D, codes, penalty, layout)
     weakest = int(loss.argmin())
@@ -56,7 +58,7 @@ def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
     return xp.asarray(mended), " and ".join(done)
 
 
-def recentre(D, codes, residual, layout, *, slack=0.02):
+def recentre(D, codes, residual, layout, sigma):
     """Return the dictionary with each atom moved to the window, up to a margin away, that holds most of its energy.
 
     What lies beyond the atom is learned by one step of the squared error for atoms with a margin on all sides,
@@ -72,8 +74,9 @@ def recentre(D, codes, residual, layout, *, slack=0.02):
         y - D z.
     layout : Layout
         Of the atoms.
-    slack : float
-        Atoms are moved only if their energy grows by this share.
+    sigma : float
+        Noise standard deviation, data unit. A large value leaves atoms where they are: what noise alone would gain is
+        no reason to move.
 
     Returns
     -------
@@ -85,6 +88,7 @@ def recentre(D, codes, residual, layout, *, slack=0.02):
     energy = np.bincount(codes.index % len(D), codes.value.astype(np.float64) ** 2, minlength=len(D))
     beyond = correlate_signals(codes, padded(residual, margin), layout.long_shape, layout.stride)
     wide = padded(D, margin) * energy.reshape(-1, *[1] * (n_axes + 1)) + beyond
+    slack = _SLACK + sigma**2 * D[0].size / np.where(energy > 0, energy, 1)
     best, _ = strongest_part(wide, layout, slack=slack)
     here = wide[(..., *(slice(m, m + s) for m, s in zip(margin, layout.atom_shape, strict=True)))]
     held, most = (np.square(x).reshape(len(D), -1).sum(axis=1) for x in (here, best))
@@ -136,7 +140,7 @@ def weak_atoms(D, codes, penalty, layout):
     ndarray of int
         Those whose `contributions` are less than a quarter of the median.
     """
-    loss = contributions(on_host(D), _sparse(codes), on_host(penalty), layout)
+    loss = contributions(to_host(D), _sparse(codes), to_host(penalty), layout)
     return np.flatnonzero(loss <= _WEAK * np.median(loss))
 
 
@@ -173,7 +177,7 @@ def missing_atom(residual, penalty, layout, sigma, rng):
 
 
 def _sparse(codes):
-    return codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(on_host(codes))
+    return codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(to_host(codes))
 
 
 def _listed(atoms):

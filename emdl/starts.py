@@ -3,9 +3,10 @@
 import numpy as np
 
 from emdl.backend import array_module
+from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.errors import InputError
-from emdl.events import Layout, on_host, peaks, windows
+from emdl.events import Layout, peaks, windows
 from emdl.ops import correlate_codes, correlate_signals, synthesize_full
 from emdl.optim import exact_dictionary, normalize_atoms
 from emdl.repair import contributions, recentre
@@ -50,7 +51,7 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
     InputError
         If the signals hold fewer windows than atoms.
     """
-    xp, y = array_module(y), on_host(y)
+    xp, y = array_module(y), to_host(y)
     layout, rng = Layout(tuple(atom_shape), tuple(stride), bool(positive)), np.random.default_rng(rng)
     place = peaks(y, layout, sigma)
     if len(place) < n_atoms:
@@ -62,13 +63,13 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
     shapes, _ = cluster(seen, first_shapes(seen, count, layout, rng), layout, floor)
     if len(shapes) > n_atoms:
         part = _blocks(y, place, layout, min(40 * count, 1500), rng)
-        shapes = _compete(part, shapes, n_atoms, layout, floor)
+        shapes = _compete(part, shapes, n_atoms, layout, floor, sigma)
     if len(shapes) < n_atoms:
         shapes = np.concatenate([shapes, _chunks(y, n_atoms - len(shapes), layout, rng)])
     return xp.asarray(shapes)
 
 
-def _compete(y, D, n_atoms, layout, floor):
+def _compete(y, D, n_atoms, layout, floor, sigma):
     """Return `n_atoms` atoms of a larger dictionary after some EM, in which the least needed were dropped."""
     iteration, codes = 0, None
     while len(D) > n_atoms or iteration < _WARM + 1:
@@ -79,7 +80,7 @@ def _compete(y, D, n_atoms, layout, floor):
         psi = correlate_signals(codes, y, layout.atom_shape, layout.stride)
         D = exact_dictionary(D, phi, psi, n_passes=1)
         if iteration >= _WARM:
-            D, _ = recentre(D, codes, y - synthesize_full(codes, D, layout.stride), layout)
+            D, _ = recentre(D, codes, y - synthesize_full(codes, D, layout.stride), layout, sigma)
             surplus = len(D) - n_atoms
             least = np.argsort(contributions(D, codes, penalty, layout), kind="stable")
             D, codes = np.delete(D, least[: -(-surplus // 4)], axis=0), None
