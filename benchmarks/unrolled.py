@@ -167,11 +167,11 @@ def by_arrays(arguments):
 ESTIMATORS = ("decoder", "last quarter", "unrolled", "implicit")
 
 
-def learn(estimator, n_iter, seed, lmbd, n_steps=200, rate=0.02):
+def learn(estimator, n_iter, seed, lmbd, n_steps=120, rate=0.02):
     """Return the largest atom error after Adam steps from a start at error 0.5, with one estimator of the gradient."""
     rng = np.random.default_rng(seed)
     true = normalize_atoms(rng.standard_normal((4, 1, 20)))
-    y = simulate.convolutional(20, 600, true, density=0.01, snr_db=20, rng=seed).y
+    y = simulate.convolutional(20, 600, true, density=0.004, snr_db=20, rng=seed).y
     noise = rng.standard_normal(true.shape)
     noise = normalize_atoms(noise - (noise * true).sum(axis=2, keepdims=True) * true)
     D = 0.75**0.5 * true + 0.5 * noise
@@ -198,8 +198,8 @@ def recovery(seeds=(0, 1, 2)):
     """Return the median atom error for each estimator, number of layers and lambda."""
     return {
         f"{lmbd} {n_iter}": {e: statistics.median(learn(e, n_iter, s, lmbd) for s in seeds) for e in ESTIMATORS}
-        for lmbd in (0.1, 0.3)
-        for n_iter in (5, 15, 50, 100)
+        for lmbd in (0.3, 0.6)
+        for n_iter in (5, 15, 50)
     }
 
 

@@ -88,6 +88,19 @@ def test_checkpoints_change_no_bit(case, gram, n_layers, every, monkeypatch, rng
     assert_same_gradients(got, want, 0)
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, None])
+@pytest.mark.parametrize("n_layers", [None, 1, 4])
+@large
+def test_mixing_patches_equals_mixing_images(case, n_layers, every, monkeypatch, rng):
+    y, D, A, theta, step = setting(case, rng, untied=True)
+    trace = unroll(y, D, theta, step, 7, stride=case["stride"], analysis=A, checkpoint=every)
+    g_z, found = rng.standard_normal(trace.z.shape), []
+    for lean in (0, np.inf):
+        monkeypatch.setattr(network, "_LEAN", lean)
+        found.append(backward(trace, g_z, n_layers=n_layers))
+    assert_same_gradients(*found, 1e-11)
+
+
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 def test_checkpoints_of_the_array_version_change_no_bit(every, rng):
     y, D, _, theta, step = setting(LARGE[2], rng)

@@ -16,7 +16,17 @@ import numpy as np
 
 from emdl._kernels.compiler import jit
 from emdl._kernels.planes import correlate_atom
-from emdl._kernels.vectors import ROW, correlate_tile, lowest_bit, outside, read_rows, sum_tile, write_rows
+from emdl._kernels.vectors import (
+    ROW,
+    clear_rows,
+    correlate_tile,
+    lowest_bit,
+    mix_rows,
+    outside,
+    read_rows,
+    sum_tile,
+    write_rows,
+)
 
 FRAME = ("channels", "plane", "shift", "bits", "atom", "atoms", "pitch", "row_step", "sh", "sw", "width")
 
@@ -73,18 +83,32 @@ def split_phases(r, frame, out):
 
 
 @jit
-def draw(first, t, offs, index, value, atoms, rows, frame, out):
-    """Write D z_t of one band."""
+def add_layer(layer, offs, index, value, atoms, rows, frame, out):
+    """Add what the codes of one layer of one band make."""
     tile, size = 1 << frame[3], frame[4]
-    out[:] = 0
-    layer = t - first
-    if layer < 0:
-        return
     for number in range(offs.shape[1] - 1):
         for m in range(offs[layer, number], offs[layer, number + 1]):
             code = np.int64(index[m])
             q = number * tile + (code & (tile - 1))
             write_rows(out, corner(q, frame), rows, atoms, (code >> frame[3]) * size, value[m])
+
+
+@jit
+def draw(first, t, offs, index, value, atoms, rows, frame, out):
+    """Write D z_t of one band; zeros for the layers before `first`."""
+    out[:] = 0
+    if t >= first:
+        add_layer(t - first, offs, index, value, atoms, rows, frame, out)
+
+
+@jit
+def wipe(layer, offs, index, rows, frame, out):
+    """Set to zero what the codes of one layer of one band have made."""
+    tile = 1 << frame[3]
+    for number in range(offs.shape[1] - 1):
+        for m in range(offs[layer, number], offs[layer, number + 1]):
+            q = number * tile + (np.int64(index[m]) & (tile - 1))
+            clear_rows(out, corner(q, frame), rows)
 
 
 @jit
@@ -307,6 +331,8 @@ def backward(
     r,
     g,
     nothing,
+    lean,
+    in_order,
     analysis,
     synthesis,
     rows,
@@ -335,10 +361,12 @@ def backward(
     for t in range(t1, t0 - 1, -1):
         layer = t - first
         c1, c2 = ahead[t + 1], -back[t + 2]  # zero beyond the last layer
-        mix(g, band, nothing, q, t + 1, t + 2, c1, c2, frame)
-        mix(r, band, y, images, t - 1, t - 2, -ahead[t], back[t], frame)  # r_t = y - D w_t
-        made = q[t % 3, band]
-        made[:] = 0
+        q1, q2, made = q[(t + 1) % 3, band], q[(t + 2) % 3, band], q[t % 3, band]
+        v1, v2 = images[(t - 1) % 3, band], images[(t - 2) % 3, band]
+        if not lean:
+            mix(g, band, nothing, q, t + 1, t + 2, c1, c2, frame)
+            mix(r, band, y, images, t - 1, t - 2, -ahead[t], back[t], frame)  # r_t = y - D w_t
+            made[:] = 0
         here, next1, next2 = g_u[t % 3], g_u[(t + 1) % 3], g_u[(t + 2) % 3]
         origin = offs[layer, 0]
         for number in range(tiles):
@@ -351,12 +379,17 @@ def backward(
                 code = np.int64(index[m])
                 k = code >> frame[3]
                 place = corner(number * tile + (code & (tile - 1)), frame)
+                patch, at = rows, place
+                if lean:
+                    mix_rows(g, nothing[band], q1, q2, c1, c2, place, rows)
+                    mix_rows(r, y[band], v1, v2, -ahead[t], back[t], place, rows)
+                    patch, at = in_order, np.int64(0)
                 if t < stop:
-                    read_rows(g, place, rows, synthesis, k * size, flat_s, -step * value[m])
+                    read_rows(g, at, patch, synthesis, k * size, flat_s, -step * value[m])
                     continue
                 slope = here[m - origin]
                 if t < last:
-                    slope = -step * read_rows(g, place, rows, synthesis, k * size, flat_s, -step * value[m])
+                    slope = -step * read_rows(g, at, patch, synthesis, k * size, flat_s, -step * value[m])
                     while a < a1 and index[a] < code:
                         a += 1
                     if a < a1 and index[a] == code:
@@ -367,16 +400,24 @@ def backward(
                         slope += c2 * next2[b - b0]
                     here[m - origin] = slope
                 g_theta[k] -= np.float64(slope) if value[m] > 0 else -np.float64(slope)
-                read_rows(r, place, rows, analysis, k * size, flat_a, step * slope)
+                dot = read_rows(r, at, patch, analysis, k * size, flat_a, step * slope)
                 write_rows(made, place, rows, analysis, k * size, slope)
+                g_step[band] += np.float64(slope) * np.float64(dot)
+                if lean:
+                    write_rows(g_y, place, rows, analysis, k * size, step * slope)
         for e in range(flat_a.size):
             g_a[e] += np.float64(flat_a[e])
             g_s[e] += np.float64(flat_s[e])
         flat_a[:] = 0
         flat_s[:] = 0
-        dot = step * 0
-        for e in range(frame[0] * frame[1]):
-            g_y[e] += step * made[e]
-            dot += made[e] * r[e]
-        g_step[band] += np.float64(dot)
-        draw(first, t - 3, offs, index, value, synthesis, rows, frame, images[t % 3, band])
+        if lean:
+            if t + 2 <= last:
+                wipe(t + 2 - first, offs, index, rows, frame, q2)
+            if t - 1 >= first:
+                wipe(t - 1 - first, offs, index, rows, frame, v1)
+            if t - 3 >= first:
+                add_layer(t - 3 - first, offs, index, value, synthesis, rows, frame, images[t % 3, band])
+        else:
+            for e in range(frame[0] * frame[1]):
+                g_y[e] += step * made[e]
+            draw(first, t - 3, offs, index, value, synthesis, rows, frame, images[t % 3, band])

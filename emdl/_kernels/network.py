@@ -12,6 +12,7 @@ from emdl.backend import parallel_map
 
 _BAND = 20_000_000  # multiplications of one layer on one band: long against the cost of handing it to a thread
 _MAX_BANDS = 16
+_LEAN = 0.3  # samples in the patches of the last codes, per sample of the signal, below which patches are mixed alone
 _GUESS = 0.25  # share of non-zeros for which there is room at first; memory that is not written costs nothing
 
 
@@ -607,6 +608,9 @@ class Return:
         self.slopes = [np.zeros((3, len(s)), dtype) for s in slopes]
         for mine, given in zip(self.slopes, slopes, strict=True):
             mine[T % 3] = given
+        # images are mixed as a whole only where their samples are fewer than those of the patches
+        self.lean = n == 1 and len(slopes[0]) * net.layout.rows.size * ROW < _LEAN * layout.size
+        self.in_order = ROW * np.arange(layout.rows.size)
         self.nothing = np.zeros((n, layout.size), dtype)
         self.flat = np.zeros((n, 2, net.synthesis.size), dtype)
         self.g_analysis, self.g_synthesis = np.zeros((n, net.synthesis.size)), np.zeros((n, net.synthesis.size))
@@ -645,6 +649,8 @@ class Return:
                 self.r[band],
                 self.g[band],
                 self.nothing,
+                self.lean,
+                self.in_order,
                 net.analysis,
                 net.synthesis,
                 layout.rows,

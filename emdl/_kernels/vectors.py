@@ -128,6 +128,44 @@ def write_rows(typingctx, image, base, rows, atoms, at, weight):
 
 
 @intrinsic
+def mix_rows(typingctx, out, x, y, z, b, c, base, rows):
+    """Write the patch of ``x + b y + c z`` to `out`, row after row."""
+
+    def generate(context, builder, signature, args):
+        kind = signature.args[0]
+        vector, size = _row_vector(kind)
+        o, x, y, z = (_pointer(context, builder, kind, args[i]) for i in range(4))
+        offsets = _pointer(context, builder, signature.args[7], args[7])
+        count = context.make_array(signature.args[7])(context, builder, args[7]).nitems
+        b, c = (_splat(builder, args[i], vector) for i in (4, 5))
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(args[6], builder.load(builder.gep(offsets, [loop.index])))
+            x_row, y_row, z_row = (_load(builder, data, place, vector, size) for data in (x, y, z))
+            total = _multiply_add(builder, c, z_row, _multiply_add(builder, b, y_row, x_row))
+            _store(builder, total, o, builder.mul(loop.index, ir.Constant(_INT, ROW)), vector, size)
+        return context.get_dummy_value()
+
+    return types.void(out, out, out, out, out.dtype, out.dtype, types.int64, rows), generate
+
+
+@intrinsic
+def clear_rows(typingctx, image, base, rows):
+    """Set a patch to zero."""
+
+    def generate(context, builder, signature, args):
+        kind = signature.args[0]
+        vector, size = _row_vector(kind)
+        x, offsets = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 2))
+        count = context.make_array(signature.args[2])(context, builder, args[2]).nitems
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(args[1], builder.load(builder.gep(offsets, [loop.index])))
+            _store(builder, ir.Constant(vector, [0.0] * ROW), x, place, vector, size)
+        return context.get_dummy_value()
+
+    return types.void(image, types.int64, rows), generate
+
+
+@intrinsic
 def correlate_tile(typingctx, image, base, taps, atoms, at, out):
     """Write the correlations of 4 atoms with 4 vectors of neighbouring positions to `out` (4, 4 lanes), flat.
 
