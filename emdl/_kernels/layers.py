@@ -35,7 +35,9 @@ FRAME = ("channels", "plane", "shift", "bits", "atom", "atoms", "pitch", "row_st
 def corner(q, frame):
     """Return the first sample of the patch at position q of the line."""
     pitch, row_step, sw = frame[6], frame[7], frame[9]
-    return q * sw + (q // pitch) * (row_step - pitch * sw)
+    if row_step == pitch * sw:
+        return q * sw
+    return q * sw + q // pitch * (row_step - pitch * sw)
 
 
 @jit
@@ -71,15 +73,16 @@ def split_phases(r, frame, out):
     """Copy an image to its sh x sw polyphase components, on which neighbouring positions are neighbouring samples."""
     C, plane, pitch, sh, sw, width = frame[0], frame[1], frame[6], frame[8], frame[9], frame[10]
     H = plane // width
-    rows = (H + sh - 1) // sh
+    size = (H + sh - 1) // sh * pitch
     for c in range(C):
-        for a in range(sh):
+        for i in range(H):
             for b in range(sw):
-                start = ((c * sh + a) * sw + b) * rows * pitch
-                for i in range((H - a + sh - 1) // sh):
-                    line = r[c * plane + (i * sh + a) * width : c * plane + (i * sh + a) * width + width]
-                    for j in range((width - b + sw - 1) // sw):
-                        out[start + i * pitch + j] = line[j * sw + b]
+                line = r[c * plane + i * width + b : c * plane + (i + 1) * width]
+                start = ((c * sh + i % sh) * sw + b) * size + i // sh * pitch
+                columns = (width - b + sw - 1) // sw
+                part = out[start : start + columns]
+                for j in range(columns):
+                    part[j] = line[j * sw]
 
 
 @jit
