@@ -15,7 +15,7 @@ _CANDIDATES = 4
 _MARGIN = 2.0  # a new atom must promise this many times what the old one does
 _SLACK = 1e-3  # share of its energy that an atom may lose at a border: an error of 0.03
 _LEAST = 0.02  # and at least this share of the mean contribution of an atom
-_WEAK = 0.25  # share of the median contribution below which an atom is reported
+_WEAK = 0.25  # share of the mean contribution below which an atom is reported
 
 
 def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
@@ -138,10 +138,10 @@ def weak_atoms(D, codes, penalty, layout):
     Returns
     -------
     ndarray of int
-        Those whose `contributions` are less than a quarter of the median.
+        Those whose `contributions` are less than a quarter of the mean.
     """
     loss = contributions(to_host(D), _sparse(codes), to_host(penalty), layout)
-    return np.flatnonzero(loss <= _WEAK * np.median(loss))
+    return np.flatnonzero(loss <= _WEAK * loss.mean())
 
 
 def missing_atom(residual, penalty, layout, sigma, rng):

@@ -53,3 +53,10 @@ def assert_gradient(function, x, gradient, rng, rtol=1e-7, h=1e-5):
     f = [function(x + m * h * v) for m in (-2, -1, 1, 2)]
     want = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h)
     np.testing.assert_allclose(np.vdot(v, gradient), want, rtol=rtol, atol=rtol * max(abs(want), 1e-3))
+
+
+def smooth_atoms(n_atoms, n_channels, length, rng):
+    """Return unit-norm atoms that are broad against a sample, lie in the middle of their window and differ much."""
+    slow = np.cumsum(rng.standard_normal((n_atoms, n_channels, length)), axis=2)
+    D = (slow - slow.mean(axis=2, keepdims=True)) * np.hanning(length + 2)[1:-1]
+    return D / np.sqrt((D**2).sum(axis=(1, 2), keepdims=True))
