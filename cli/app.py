@@ -203,3 +203,14 @@ def info(
     from .info import show_model
 
     show_model(file, as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor(json: opt.Json = False):
+    """Say what works on this machine, what is missing, and what to do about it.
+
+    [b]emdl doctor[/b]
+    """
+    from .doctor import examine
+
+    examine(as_json=json)

@@ -17,6 +17,8 @@ _SHARE = 0.8  # of the free memory that one batch may take; the rest is for what
 
 INSTALL = "pip install 'emdl[cuda12]' (or 'emdl[cuda13]' for CUDA 13) on a machine with an NVIDIA GPU and its driver"
 
+DRIVER = "install the driver of the NVIDIA GPU, so that nvidia-smi lists it, and look at CUDA_VISIBLE_DEVICES"
+
 
 class DeviceError(EmdlError, RuntimeError):
     """A GPU was asked for that is not there, or does not hold the work."""
@@ -38,13 +40,13 @@ def find_cupy():
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        raise DeviceError(f"CuPy is missing ({error}); {INSTALL}") from error
+        raise DeviceError(f"CuPy is missing ({_one_line(error)}); {INSTALL}") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"CuPy is installed but finds no CUDA device ({error}); {INSTALL}") from error
+        raise DeviceError(f"CuPy is installed but finds no CUDA device ({_one_line(error)}); {DRIVER}") from error
     if not count:
-        raise DeviceError(f"CuPy is installed but there is no CUDA device; {INSTALL}")
+        raise DeviceError(f"CuPy is installed but there is no CUDA device; {DRIVER}")
     return cupy
 
 
@@ -197,3 +199,7 @@ def sum_over_devices(function, arrays, *, devices=None):
     with ThreadPoolExecutor(len(cuts[0])) as pool:
         sums = list(pool.map(work, devices[: len(cuts[0])], *cuts))
     return tuple(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200]

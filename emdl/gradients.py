@@ -22,7 +22,7 @@ from emdl.backend import array_module, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, residual_full, synthesize_full
-from emdl.prox import momentum_backward, shrink_backward_sum
+from emdl.prox import extrapolate, momentum_backward, shrink_backward_sum
 from emdl.unrolled import DenseLayers, momenta
 
 
@@ -136,8 +136,7 @@ def _dense_backward(trace, g_z, stop):
     g_before = xp.zeros_like(g_z)  # gradient of z_{t-1} from layer t + 1, added when its turn comes
     for t in range(T - 1, stop - 2, -1):
         z, before, older = codes(t), codes(t - 1), codes(t - 2)
-        b = y.dtype.type(beta[t])
-        w = before + b * (before - older)
+        w = extrapolate(before, older, xp.full(len(y), beta[t]))
         g_u, g_threshold = shrink_backward_sum(g_z, z)
         g_theta += g_threshold
         q = synthesize_full(g_u, A, stride)

@@ -4,6 +4,8 @@ Runs on a strict stand-in for CuPy (standin.py), and with ``-m gpu`` on a device
 """
 
 import importlib.util
+import json
+import pathlib
 import subprocess
 import sys
 import warnings
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import standin
+from emdl.cli.app import run
 from laws import CASES, case_name, make_problem
 
 import emdl
@@ -405,3 +408,41 @@ def test_auto_takes_a_device_where_there_is_one(stand_in):
     standin.settings.devices = 0
     with pytest.raises(device.DeviceError, match="no CUDA device"):
         device.choose("cuda")
+
+
+# The tools for a machine with a GPU
+
+
+def test_the_benchmark_runs_every_operation(stand_in, capsys):
+    spec = importlib.util.spec_from_file_location("gpu", pathlib.Path(__file__).parents[1] / "benchmarks" / "gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    result = gpu.measure(stand_in, gpu.QUICK, 1)
+    assert result["device"] == "a stand-in"
+    assert len(result["rows"]) == 2 * len(gpu.QUICK) * 6
+    assert all(row["seconds"] > 0 and row["share_of_limit"] > 0 for row in result["rows"])
+    assert any("transforms" in row["operation"] for row in result["rows"])
+    assert "of limit" in capsys.readouterr().out
+
+
+def test_the_doctor_finds_a_device_in_order(stand_in, capsys):
+    assert run(["doctor", "--json"]) == 0
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert all(check["state"] == "works" for check in checks.values())
+    assert {"CUDA kernels (NVRTC)", "transforms (cuFFT)", "eigenvalues (cuSOLVER)", "EM on the GPU"} <= set(checks)
+
+
+def test_the_doctor_names_what_fails(stand_in, capsys, monkeypatch):
+    monkeypatch.setattr(fourier, "analyze", lambda r, D, stride: 1.1 * planes.analyze(r, D, stride))
+    assert run(["doctor"]) == 2
+    out = capsys.readouterr().out
+    assert "fails" in out
+    assert "results differ from those of NumPy" in " ".join(out.split())
+
+
+def test_the_doctor_of_a_machine_without_a_gpu_is_content(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert run(["doctor"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "missing" in out
+    assert "emdl[cuda12]" in out
