@@ -18,6 +18,10 @@ from emdl.unrolled import unroll
 RULES = ("gcv", "sure", "paper", "paper-gradient", "fixed")
 DEFAULT_RULE = "gcv"
 _SMALLEST = 1e-4  # smallest penalty, as a share of the root mean square of the signals: 80 dB
+_NEAR, _EXACTER = (
+    0.25,
+    0.2,
+)  # after a step of log lmbd this small the neighbours get codes of this share of the tolerance
 _SETTLED = 0.01  # change of log lmbd and log sigma that counts as none
 
 
@@ -180,8 +184,10 @@ def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
     if search.pause:
         return 0.0, search.waited(), ""
 
+    exact = tol if abs(search.step) > _NEAR else _EXACTER * tol
+
     def sums_at(ratio):
-        solution = solve(y, D, penalty * ratio, stride, tol=tol, positive=positive, z0=codes)
+        solution = solve(y, D, penalty * ratio, stride, tol=exact, positive=positive, z0=codes)
         return measure(y, D, solution.codes, stride)
 
     below = sums_at(1 / RATIO)

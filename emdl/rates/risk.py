@@ -70,10 +70,13 @@ class Search:
         Calls to let pass before the next look.
     interval : int
         Distance of looks; doubles, up to 8, while a look moves nothing.
+    step : float
+        Step of log lambda that the last look made; near rest the neighbours are coded more exactly.
     """
 
     pause: int = 0
     interval: int = 1
+    step: float = math.inf
 
     def waited(self):
         """Return the search after a call without a look.
@@ -82,7 +85,7 @@ class Search:
         -------
         Search
         """
-        return Search(self.pause - 1, self.interval)
+        return Search(self.pause - 1, self.interval, self.step)
 
     def looked(self, step):
         """Return the search after a look that moved log lambda by `step`.
@@ -97,7 +100,7 @@ class Search:
         Search
         """
         interval = min(2 * self.interval, _LONGEST_PAUSE) if step == 0 else 1 if abs(step) > 0.1 else self.interval
-        return Search(interval - 1, interval)
+        return Search(interval - 1, interval, step)
 
 
 def measure(y, D, codes, stride):
