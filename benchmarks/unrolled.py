@@ -8,10 +8,10 @@ import argparse
 import json
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 
@@ -84,17 +84,18 @@ def mean_share(trace):
 
 
 def seconds(function, repeats):
-    """Return the least and the median seconds of a call, after one that is not counted."""
+    """Return the least and the median seconds of a call, and the least processor seconds of all threads."""
     function()
-    times = []
+    times, work = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         function()
-        times.append(time.perf_counter() - start)
-    return min(times), statistics.median(times)
+        times.append(time.perf_counter() - start[0])
+        work.append(time.process_time() - start[1])
+    return min(times), statistics.median(times), min(work)
 
 
-def measure(arguments, repeats=7):
+def measure(arguments, repeats=15):
     """Return seconds of the forward pass and of both, and the share of non-zeros, of one case."""
     trace = unroll(**arguments)
     g_z = np.random.default_rng(1).standard_normal(trace.z.shape).astype(arguments["y"].dtype)
@@ -112,29 +113,39 @@ def case(name):
     return picture(stride=1 if number == 3 else 5)
 
 
-def cases(repeats=7):
+def cases(repeats=15):
     """Return the measurements of all `TARGETS`."""
     return {name: measure(case(name), repeats) for name in TARGETS}
 
 
-def memory(name):
+def memory(path):
     """Return how many MiB this process grows over forward and backward, and what dense codes of all layers take."""
-    arguments = case(name)
-    unroll(**arguments | {"n_iter": 2})  # compiled code is not counted
-    g_z = np.ones((1, 1), np.float32)
-    backward(trace := unroll(**arguments | {"n_iter": 2}), np.broadcast_to(g_z[0, 0], trace.codes.shape))
-    shape = trace.codes.shape
-    g_z = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with np.load(path) as file:
+        arguments = {key: file[key][()] for key in file.files}
+    for key in ("n_iter", "stride"):
+        arguments[key] = int(arguments[key])
+    trace = unroll(**arguments | {"n_iter": 1, "theta": 1e9})  # compiled code is not counted
+    g_z = np.ones(trace.codes.shape, np.float32)
+    backward(trace, g_z)
+    del trace
+    before = peak_memory()
     backward(unroll(**arguments), g_z)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"grown": (after - before) / 1024, "dense": arguments["n_iter"] * np.prod(shape) * 4 / 2**20}
+    return {"grown": peak_memory() - before, "dense": arguments["n_iter"] * g_z.nbytes / 2**20}
+
+
+def peak_memory():
+    """Return the largest resident size of this process so far, MiB (Linux; getrusage counts the parent's too)."""
+    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def memory_apart(name):
     """Return `memory` of a fresh process."""
-    run = subprocess.run([sys.executable, __file__, "--memory-of", name], capture_output=True, text=True, check=True)
-    return json.loads(run.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "case.npz"
+        np.savez(path, **case(name))
+        command = [sys.executable, __file__, "--memory-of", str(path)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def scaling(repeats=3):
@@ -208,12 +219,12 @@ def table(results):
     lines = []
     if "cases" in results:
         lines += [
-            "| case | non-zeros | forward: best, median, target | both: best, median, target |",
+            "| case | non-zeros | forward: best, median, processor, target (s) | both |",
             "|---|---|---|---|",
         ]
         for name, found in results["cases"].items():
             cells = [
-                f"{found[key][0]:.4f}, {found[key][1]:.4f}, {target} s"
+                f"{found[key][0]:.4f}, {found[key][1]:.4f}, {found[key][2]:.4f}, {target}"
                 for key, target in zip(("forward", "both"), TARGETS[name], strict=True)
             ]
             lines.append(f"| {name} | {100 * found['share']:.1f} % | {cells[0]} | {cells[1]} |")
