@@ -186,6 +186,19 @@ def test_every_package_folder_is_shipped():
     assert set(settings["packages"]) == {re.sub(r"^cli\b", "emdl.cli", name) for name in on_disk}
 
 
+def test_every_file_beside_the_code_is_shipped():
+    """setuptools drops data that pyproject.toml does not name, without a word."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    named = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    beside = {p for p in (ROOT / "emdl").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ".nbi", ".nbc")}
+    assert not beside - named
+
+
 def test_the_tests_import_the_package_as_it_is_installed():
     """The checkout on the path would hide a file that the wheel lacks; the root conftest.py takes it off."""
     assert not {"", ".", str(ROOT)} & set(sys.path)
