@@ -101,7 +101,8 @@ def test_gradient_of_the_laplace_loss_is_exact_also_through_the_encoder(rng):
 
     trace, l1 = codes_at(lmbd)
     through = backward(trace, lmbd[:, None] * np.sign(trace.z)).theta * sigma**2 * step
-    assert (l1 > 0).all() and (through < 0).all()
+    assert (l1 > 0).all()
+    assert (through < 0).all()
     for k in range(2):
         h = 1e-5 * lmbd[k] * np.eye(2)[k]
         for moves, passed in ((True, through), (False, 0.0)):
@@ -244,9 +245,11 @@ def test_paper_rule_collapses_on_sparse_codes_and_says_so(rng):
     start = np.full(2, rates.start_lmbd(2, 7980, sigma))
     weak = rates.Prior(1.0, 0.0)
     collapsed = run(y, D, start, sigma, n_iter=20, rule="paper", prior=weak)
-    assert collapsed.n_nonzero == 0 and "collapsed" in collapsed.message
+    assert collapsed.n_nonzero == 0
+    assert "collapsed" in collapsed.message
     held = run(y, D, start, sigma, n_iter=20, rule="paper", prior=rates.Prior.around(start[0], 7980, weight=10))
-    assert held.n_nonzero > 0 and held.message == ""
+    assert held.n_nonzero > 0
+    assert held.message == ""
     back = run(y, D, collapsed.lmbd, sigma)
     assert decibel(clean, synthesize_full(back.codes, D, (1,))) > 10
 
@@ -264,7 +267,8 @@ def test_paper_gradient_raises_and_lowers_the_rates_towards_the_fit(rng):
 def test_noise_alone_leaves_next_to_no_codes_and_rests(rng):
     y = rng.standard_normal((1, 1, 6000))
     end = run(y, ATOMS[:, None], np.full(2, 1.0), 1.0, n_iter=40)
-    assert end.settled and end.n_nonzero < 60
+    assert end.settled
+    assert end.n_nonzero < 60
     largest = max(np.correlate(y[0, 0], d, "valid").max() for d in ATOMS)
     assert end.lmbd[0] < 1.5 * largest
 
@@ -272,7 +276,8 @@ def test_noise_alone_leaves_next_to_no_codes_and_rests(rng):
 def test_empty_signals_are_said_to_be_empty():
     step = rates.e_step(np.zeros((1, 1, 50)), ATOMS[:, None], (1,), True, np.ones(2), 1.0, learn_sigma=True)
     assert "no atom correlates" in step.message
-    assert step.sigma == 1.0 and step.settled
+    assert step.sigma == 1.0
+    assert step.settled
 
 
 def test_signals_without_noise_drive_neither_rate_nor_noise_to_nothing(rng):
