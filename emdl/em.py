@@ -20,6 +20,7 @@ from emdl.repair import repair_atoms, weak_atoms
 
 _LOG = logging.getLogger(__name__)
 _BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
+_HASTE = 0.03  # gap of the codes over the last change of the dictionary, which the next change will resemble
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
 _REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired, besides when they stand still
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
@@ -204,7 +205,7 @@ def em_fit(
     tol : float
         Converged when no atom moves by more than this (sqrt(1 - <d, d_before>^2)) and no rate by more than this share.
     tol_codes : float
-        Relative duality gap of the codes.
+        Relative duality gap of the codes; as long as the dictionary moves, 3 % of its change is enough.
 
     Returns
     -------
@@ -244,16 +245,17 @@ def em_fit(
     optimizer = replace(optimizer) if optimizer is not None else Optimizer()
     repair = D0 is None if repair is None else repair
     rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
-    stage = _first_stage(plan, learn_dictionary)
+    stage, change = _first_stage(plan, learn_dictionary), float(learn_dictionary)
     for iteration in range(1, max_iter + 1):
         before = state
-        state = _expect(plan, state, hold=stage == "dictionary")
+        state = _expect(plan, state, hold=stage == "dictionary", tol=max(plan.tol_codes, _HASTE * change))
         if stage != "rates":
             state = _maximize(plan, state, optimizer, rng)
         due = iteration in _REPAIRS or _change(before.D, state.D) < tol
         if repair and due and stage != "rates" and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
         progress = _report(before, state, iteration, max_iter, time.perf_counter() - began)
+        change = progress.change
         rows.append(progress)
         _LOG.info("iteration %d: objective %.6g, change %.2g", iteration, state.objective, progress.change)
         if callback is not None and callback(progress):
@@ -356,11 +358,11 @@ def _report(before, state, iteration, max_iter, seconds):
     )
 
 
-def _expect(plan, state, hold):
+def _expect(plan, state, hold, tol):
     """E-step: codes, and unless they are held the rates and the noise level that the codes suggest."""
     step = rates.e_step(
         plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule="fixed" if hold else plan.rule,
-        learn_sigma=plan.learn_sigma and not hold, prior=plan.prior, tol=plan.tol_codes, codes=state.codes,
+        learn_sigma=plan.learn_sigma and not hold, prior=plan.prior, tol=tol, codes=state.codes,
         search=state.search,
     )  # fmt: skip
     objective = step.energy / (2 * state.sigma**2) + float((state.lmbd * step.l1).sum())
