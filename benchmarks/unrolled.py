@@ -118,8 +118,8 @@ def cases(repeats=15):
     return {name: measure(case(name), repeats) for name in TARGETS}
 
 
-def memory(path):
-    """Return how many MiB this process grows over forward and backward, and what dense codes of all layers take."""
+def memory(path, way):
+    """Return how many MiB this process grows over forward and backward, one way or another."""
     with np.load(path) as file:
         arguments = {key: file[key][()] for key in file.files}
     for key in ("n_iter", "stride"):
@@ -129,7 +129,10 @@ def memory(path):
     backward(trace, g_z)
     del trace
     before = peak_memory()
-    backward(unroll(**arguments), g_z)
+    if way == "arrays":
+        by_arrays(arguments)
+    else:
+        backward(unroll(**arguments, checkpoint=6 if way == "checkpoints" else None), g_z)
     return {"grown": peak_memory() - before, "dense": arguments["n_iter"] * g_z.nbytes / 2**20}
 
 
@@ -140,12 +143,15 @@ def peak_memory():
 
 
 def memory_apart(name):
-    """Return `memory` of a fresh process."""
+    """Return `memory` of all ways, each in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "case.npz"
         np.savez(path, **case(name))
         command = [sys.executable, __file__, "--memory-of", str(path)]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return {
+            way: json.loads(subprocess.run([*command, way], capture_output=True, text=True, check=True).stdout)
+            for way in ("kernels", "checkpoints", "arrays")
+        }
 
 
 def scaling(repeats=3):
@@ -166,7 +172,7 @@ def scaling(repeats=3):
 def by_arrays(arguments):
     """Return the seconds of forward and backward by the array version, once."""
     full = dict(arguments)
-    stride = (full.pop("stride"),) * 2
+    stride = (full.pop("stride"),) * (full["y"].ndim - 2)
     positive = full.pop("positive")
     start = time.perf_counter()
     theta = np.float32(full.pop("theta"))
@@ -229,10 +235,14 @@ def table(results):
             ]
             lines.append(f"| {name} | {100 * found['share']:.1f} % | {cells[0]} | {cells[1]} |")
     if "memory" in results:
-        lines += ["", "| case | forward and backward | dense codes of all layers | ratio |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "| MiB | kernels | with checkpoint=6 | array version | z_1 ... z_T alone, dense |",
+            "|---|---|---|---|---|",
+        ]
         for name, found in results["memory"].items():
-            ratio = found["grown"] / found["dense"]
-            lines.append(f"| {name} | {found['grown']:.0f} MiB | {found['dense']:.0f} MiB | {ratio:.3f} |")
+            cells = [f"{found[way]['grown']:.0f}" for way in ("kernels", "checkpoints", "arrays")]
+            lines.append(f"| {name} | {' | '.join(cells)} | {found['kernels']['dense']:.0f} |")
     if "scaling" in results:
         lines += ["", "| grows | value: forward, both (ms) |", "|---|---|"]
         for name, rows in results["scaling"].items():
@@ -283,10 +293,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("unrolled"), help="file name without suffix")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
-        print(json.dumps(memory(given.memory_of)))
+        print(json.dumps(memory(*given.memory_of)))
         return
     print(f"{platform.processor() or platform.machine()}, {n_threads()} threads, numpy {np.__version__}")
     results = {}
