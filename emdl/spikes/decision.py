@@ -1,0 +1,241 @@
+r"""Which spikes a whitened signal holds: sparse codes say where spikes can be, a prior on amplitudes says which are.
+
+A spike of unit k adds ``a d_k`` with an amplitude a ~ N(mean_k, spread_k^2), and a sample holds one with probability
+rate_k. For the product u of the (whitened) signal with the template, the log odds of a spike against none are
+
+    odds_k(u) = log N(u; mean_k, 1 + spread_k^2) - log N(u; 0, 1) + log(rate_k / (1 - rate_k)).                     (S1)
+
+Spikes of less than 0.4 mean_k are not taken for unit k: next to a large spike, what its template does not explain may
+well exceed the noise.
+
+Non-negative convolutional sparse coding with the rates lmbd_k = 0.8 of the least such u, kept within 3 and 5, gives
+the candidates: the places where a code is not zero. It resolves overlaps jointly but shrinks amplitudes, spreads a
+spike that lies between samples over neighbours, and shares it among similar units. So the candidates are then taken by
+decreasing odds, at a part of a sample, and each spike is reconsidered given all others. A unit rests for two duration
+units after a spike.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emdl.codes import SparseCodes
+from emdl.encoder import solve
+from emdl.ops import analyze_full
+from emdl.spikes import kernels
+
+N_SHIFTS = 5  # parts of a sample
+_LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their share of the threshold
+_ROUNDS = 6
+_REST = 2  # duration units in which no unit is active twice
+_TOL = 1e-2  # relative duality gap of the codes that candidates come from; a smaller one changes no decision
+_SPAN = 1 << 16  # code positions correlated at once
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is known of the units, in whitened units.
+
+    Attributes
+    ----------
+    D : ndarray (K, C, s) of float32
+        Unit-norm templates.
+    mean, spread : ndarray (K,)
+        Mean and standard deviation of the amplitudes.
+    rate : ndarray (K,)
+        Probability that a sample holds a spike.
+    """
+
+    D: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    rate: np.ndarray
+
+    def __len__(self):
+        return len(self.D)
+
+    @property
+    def logit(self):
+        """Log odds that a sample holds a spike of each unit, (K,)."""
+        return np.log(self.rate) - np.log1p(-self.rate)
+
+    @property
+    def threshold(self):
+        """Smallest product at which a spike is taken, (K,): the root of (S1), or what 0.4 mean asks for."""
+        v = self.spread**2
+        # v u^2 + 2 mean u - mean^2 - (1 + v) (log(1 + v) - 2 logit) = 0
+        c = self.mean**2 + (1 + v) * (np.log1p(v) - 2 * self.logit)
+        root = np.sqrt(self.mean**2 + v * c)
+        return np.maximum(c / (self.mean + root), self.mean * (kernels.LEAST * (1 + v) - 1) / v)
+
+    @property
+    def lmbd(self):
+        """Rates of (1) for the search of candidates, (K,)."""
+        return np.clip(_SHARE * self.threshold, _LEAST, _MOST)
+
+    def take(self, chosen):
+        """Return some of the units, by index or mask."""
+        return Units(self.D[chosen], self.mean[chosen], self.spread[chosen], self.rate[chosen])
+
+
+@dataclass(frozen=True)
+class Events:
+    """Spikes in a whitened signal, by increasing time.
+
+    Attributes
+    ----------
+    time, unit, shift : ndarray (n,) of int64
+        First sample of the template, unit, and part of a sample (index of the bank).
+    amplitude, odds : ndarray (n,) of float32
+        In whitened units; log odds of (S1).
+    """
+
+    time: np.ndarray
+    unit: np.ndarray
+    shift: np.ndarray
+    amplitude: np.ndarray
+    odds: np.ndarray
+
+    def __len__(self):
+        return len(self.time)
+
+    def take(self, chosen):
+        """Return some of the spikes, by index or mask."""
+        return Events(*(getattr(self, name)[chosen] for name in ("time", "unit", "shift", "amplitude", "odds")))
+
+
+def shifts(count=N_SHIFTS):
+    """Return the parts of a sample by which the templates of a bank are late, (count,)."""
+    return (np.arange(count) - count // 2) / count
+
+
+def bank(D):
+    """Return templates at parts of a sample, (K, N_SHIFTS, C, s) of unit norm."""
+    s = D.shape[-1]
+    f = np.fft.rfftfreq(2 * s)
+    turned = np.fft.rfft(D, 2 * s, axis=-1)[:, None] * np.exp(-2j * np.pi * f * shifts()[:, None, None])
+    moved = np.fft.irfft(turned, 2 * s, axis=-1)[..., :s]
+    return (moved / np.sqrt((moved**2).sum(axis=(2, 3), keepdims=True))).astype(np.float32)
+
+
+def decide(x, units, unit_length, *, rest=True):
+    """Return the spikes of a whitened signal, and what is left of it without them.
+
+    Parameters
+    ----------
+    x : ndarray (C, N) of float32
+        Whitened signal.
+    units : Units
+        At least one.
+    unit_length : int
+        Duration unit, samples.
+    rest : bool
+        Leave out the less probable of two spikes of a unit within two duration units.
+
+    Returns
+    -------
+    Events
+    residual : ndarray (C, N)
+    """
+    place, label = candidates(x, units)
+    residual = x.copy()
+    found = kernels.decide(
+        residual, bank(units.D), units.mean.astype(np.float32), (units.spread**2).astype(np.float32),
+        units.logit.astype(np.float32), place, label, unit_length // 2, max(2, round(0.07 * unit_length)), _ROUNDS,
+    )  # fmt: skip
+    events = Events(*found)
+    events = events.take(np.argsort(events.time, kind="stable"))
+    return (events.take(_rested(events, _REST * unit_length)) if rest else events), residual
+
+
+def _rested(events, rest):
+    """Return which spikes to keep, (n,) of bool; of two that are too near the less probable goes."""
+    kept = np.ones(len(events), bool)
+    while True:
+        order = np.flatnonzero(kept)
+        order = order[np.lexsort((events.time[order], events.unit[order]))]
+        a, b = order[:-1], order[1:]
+        near = (events.unit[a] == events.unit[b]) & (events.time[b] - events.time[a] < rest)
+        if not near.any():
+            return kept
+        kept[np.where(events.odds[a] < events.odds[b], a, b)[near]] = False
+
+
+def candidates(x, units):
+    """Return where the codes of a whitened signal are not zero.
+
+    Parameters
+    ----------
+    x : ndarray (C, N) of float32
+        Whitened signal.
+    units : Units
+        At least one.
+
+    Returns
+    -------
+    place, label : ndarray (m,) of int64
+        Sample and unit, by increasing sample.
+    """
+    codes = encode(x, units.D, units.lmbd)
+    K = len(units)
+    return codes.index // K, codes.index % K
+
+
+def encode(x, D, lmbd, *, tol=_TOL):
+    """Return the codes of a whitened signal: the minimiser of (1) with sigma = 1 and codes >= 0.
+
+    Where no template reaches its rate over the length of a template, codes are zero and the problem falls apart; each
+    part is solved on its own, with half a template to spare on both sides.
+
+    Parameters
+    ----------
+    x : ndarray (C, N) of float32
+        Whitened signal.
+    D : ndarray (K, C, s) of float32
+        Unit-norm templates.
+    lmbd : ndarray (K,)
+        Rates.
+    tol : float
+        Relative duality gap of each part.
+
+    Returns
+    -------
+    SparseCodes
+        Of shape (1, K, N - s + 1).
+    """
+    s = D.shape[-1]
+    n_positions = x.shape[1] - s + 1
+    first, last = _islands(x, D, lmbd)
+    first, last = np.maximum(first - s // 2, 0), np.minimum(last + s // 2, n_positions - 1)
+    size = -(-(last - first + s) // s) * s  # multiples of s, so that few different lengths occur
+    index, value = [], []
+    for length in np.unique(size):
+        chosen = np.flatnonzero(size == length)
+        y = np.zeros((len(chosen), len(x), length), np.float32)
+        for row, i in enumerate(chosen):
+            part = x[:, first[i] : last[i] + s]
+            y[row, :, : part.shape[1]] = part
+        codes = solve(y, D, np.asarray(lmbd, np.float64), (1,), tol=tol, positive=True).codes
+        row = np.repeat(np.arange(len(chosen)), np.diff(codes.start))
+        inside = codes.index // len(D) <= (last - first)[chosen][row]
+        index.append((codes.index + first[chosen][row] * len(D))[inside])
+        value.append(codes.value[inside])
+    index = np.concatenate([np.zeros(0, np.int64), *index])
+    value = np.concatenate([np.zeros(0, np.float32), *value])
+    order = np.argsort(index, kind="stable")
+    return SparseCodes((1, len(D), n_positions), np.array([0, len(index)]), index[order], value[order])
+
+
+def _islands(x, D, lmbd):
+    """Return first and last code position of each stretch where codes can be, more than two templates apart."""
+    s = D.shape[-1]
+    n_positions = x.shape[1] - s + 1
+    active = []
+    for a in range(0, n_positions, _SPAN):
+        part = analyze_full(x[None, :, a : a + _SPAN + s - 1], D, (1,))[0]
+        active.append(a + np.flatnonzero((part > np.asarray(lmbd, np.float32)[:, None]).any(axis=0)))
+    active = np.concatenate(active)
+    if len(active) == 0:
+        return active, active
+    breaks = np.flatnonzero(np.diff(active) > 2 * s)
+    return active[np.append(0, breaks + 1)], active[np.append(breaks, len(active) - 1)]

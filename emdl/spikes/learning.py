@@ -1,0 +1,248 @@
+"""Learning the units of a recording by expectation maximisation, their number included."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from emdl import model as core
+from emdl.backend import check_count
+from emdl.errors import InputError
+from emdl.spikes import decision, groups, scales, snippets, start, trust, update, whitening
+from emdl.spikes.detection import check_recording
+from emdl.spikes.model import SpikeModel
+
+_LOG = logging.getLogger(__name__)
+_STRETCH_UNITS, _PIECE_UNITS = 60_000, 2_000  # duration units learned from, at most, and in one piece
+_STILL = 0.05  # change of a waveform, sqrt(1 - cosine^2), below which it stands still
+_GROWTHS = 2  # times that units are looked for in the residual
+_SETTLE = 4  # iterations at the end in which the number of units is not touched
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One EM iteration, as the callback sees it.
+
+    Attributes
+    ----------
+    iteration, max_iter : int
+        Number of this iteration, from 1, and the largest allowed.
+    objective : float
+        Negative log posterior of the spikes, up to a constant: half the squared residual, plus
+        log N(a; mean_k, spread_k^2) and log odds of (S1) for each spike, with sign changed.
+    n_nonzero : int
+        Spikes.
+    lmbd : ndarray (K,)
+        Rates of (1) for the search of candidates, 1 / whitened unit.
+    sigma : float
+        Standard deviation of the residual, 1 where the noise is as the whitening supposes.
+    change : float
+        Largest sqrt(1 - <d, d_before>^2) of any template; 1 if the number of units changed.
+    seconds : float
+        Since the start.
+    D : ndarray (K, C, s)
+        Templates.
+    """
+
+    iteration: int
+    max_iter: int
+    objective: float
+    n_nonzero: int
+    lmbd: np.ndarray
+    sigma: float
+    change: float
+    seconds: float
+    D: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What stays the same over all iterations: the whitened stretch and the same stretch in the pass band."""
+
+    x: np.ndarray
+    passed: np.ndarray
+    whitening: whitening.Whitening
+    scale: scales.Scale
+    n_units: int | None
+    rng: np.random.Generator
+
+
+def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None):
+    """Learn the units of a recording: their number, waveforms, amplitudes and rates.
+
+    The data are whitened (`emdl.spikes.whitening`). EM starts from the groups of events that stand out, and iterates:
+    find the spikes under the current units by sparse coding and a decision (`emdl.spikes.decision`); take everything
+    else out of each spike; average the spikes of each unit. On the way units are split, merged, and grown from the
+    residual (`emdl.spikes.groups`), and at the end those that noise, many neurons together, or the tail of another unit
+    would explain as well are left out (`emdl.spikes.trust`).
+
+    Parameters
+    ----------
+    data : array (C, N) or (N,)
+        Recording, any unit, any real dtype; may be memory-mapped. At most a minute of spikes is learned from, taken in
+        pieces from all over the recording.
+    fs : float
+        Sampling rate, Hz. From 5 kHz on extracellular spikes are looked for, below slow events such as heartbeats; see
+        `emdl.spikes.scales`.
+    n_units : int, optional
+        Number of units; by default it is found.
+    window_ms : float, optional
+        Length of a waveform, ms; by default 3, or 300 for slow events. A long one sees late parts, and costs time.
+    band : (float, float), optional
+        Pass band, Hz; by default 300 to 6000, or 5 to 40 for slow events.
+    max_iter : int
+        Most EM iterations.
+    rng : Generator, int or None
+        Source of the random choices; the same seed gives the same model.
+    callback : callable, optional
+        Called with a `Progress` after each iteration; a true return value ends the fit.
+
+    Returns
+    -------
+    SpikeModel
+        Units by decreasing size. None at all if the recording holds nothing but noise; its message says so.
+
+    Raises
+    ------
+    InputTypeError
+        If the data are not real numbers.
+    InputError
+        If the recording is too short, a value is not finite, a channel is constant, or a parameter lies outside its
+        range.
+
+    References
+    ----------
+    .. [1] R. Quian Quiroga, Z. Nadasdy, Y. Ben-Shaul, Unsupervised spike detection and sorting with wavelets and
+       superparamagnetic clustering, Neural Comput. 16 (2004), doi:10.1162/089976604774201631.
+
+    Examples
+    --------
+    >>> from emdl.simulate import tetrode
+    >>> recording = tetrode(5.0, 2, rng=0)
+    >>> fit(recording.data, recording.fs).n_units
+    2
+    """
+    data, max_iter = check_recording(data), check_count(max_iter, "max_iter")
+    n_units = None if n_units is None else check_count(n_units, "n_units")
+    scale = scales.choose(fs, band=band, window_ms=window_ms)
+    if n_units is not None and n_units * scale.length > data.shape[1]:
+        raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
+    began, rng = time.perf_counter(), np.random.default_rng(rng)
+    white = whitening.learn(data, scale)
+    task = _Task(*_stretch(data, white, scale), white, scale, n_units, rng)
+    units = update.first_units(start.waveforms(task.x, white, scale, rng), scale)
+    rows, grown, converged, ended = [], 0, False, f"stopped after max_iter = {max_iter} iterations"
+    for iteration in range(1, max_iter + 1 if len(units) else 1):
+        opened = iteration <= max_iter - _SETTLE
+        events, residual = decision.decide(task.x, units, scale.unit)
+        updated, steady = _maximize(task, events, residual, units, opened)
+        if steady and opened and grown < _GROWTHS:
+            found = update.grow(task.x, residual, events, white, scale, rng)
+            grown, steady = grown + 1 if len(found) else _GROWTHS, len(found) == 0
+            updated = update.join(updated, found)
+        change = _change(units, updated) if steady and len(units) == len(updated) else 1.0
+        rows.append(
+            _progress(task, units, events, residual, (iteration, max_iter), change, time.perf_counter() - began)
+        )
+        units = updated
+        if callback is not None and callback(rows[-1]):
+            ended = f"stopped by the callback after {iteration} iterations"
+            break
+        if len(units) == 0 or change < _STILL:
+            converged, ended = True, f"converged after {iteration} iterations"
+            break
+    n_found, notes = len(units), []
+    if n_units is None and len(units):
+        units, n_found, notes = trust.review(task.x, units, scale)
+    if n_found == 0:
+        converged, ended = True, "no units: nothing in the recording stands out of the noise again and again"
+    return _finish(task, units, n_found, rows, converged, [ended, *notes])
+
+
+def _stretch(data, white, scale):
+    """Return what is learned from, whitened and in the pass band: the recording, or pieces from all over it."""
+    N, piece = data.shape[1], _PIECE_UNITS * scale.unit
+    if _STRETCH_UNITS * scale.unit >= N:
+        return whitening.whiten(data, white), whitening.band_pass(data, white)
+    first = np.linspace(0, N - piece, _STRETCH_UNITS // _PIECE_UNITS).astype(int).tolist()
+    pause = np.zeros((len(data), scale.length), np.float32)
+    made = [
+        np.concatenate([part for a in first for part in (function(data, white, a, a + piece), pause)], axis=1)
+        for function in (whitening.whiten, whitening.band_pass)
+    ]
+    return made[0], made[1]
+
+
+def _maximize(task, events, residual, units, opened):
+    """M-step: return the units, and whether their number and alignment were left alone."""
+    s, N = task.scale.length, task.x.shape[1]
+    events = update.inside(events, N, s, task.scale.length + 8)
+    found = update.alone(events, len(units), s)
+    lag = np.zeros(len(units), np.int64)
+    if opened:
+        least = max(2, task.scale.unit // 8)
+        for k, by in update.recentre(task.passed, events, found, task.scale.before, s, least).items():
+            lag[k] = by
+    x = update.clean_spikes(residual, events, units.D, lag)
+    before = len(found)
+    if opened:
+        found = groups.split(x, found)
+        steady = len(found) == before
+        found = groups.merge(x, events.amplitude, found, task.scale.unit // 3)
+        if task.n_units is not None:
+            found = update.to_count(x, events.amplitude, found, task.n_units)
+    steady = not opened or (steady and len(found) == before == len(units) and not lag.any())
+    return update.units_of(x, events.amplitude, found, N, task.whitening.density), steady
+
+
+def _change(before, after):
+    """Return the largest change of the template of a unit; those at the edge of the noise need not come to rest."""
+    inner = (before.D.astype(np.float64) * after.D).sum(axis=(1, 2))
+    return float(np.sqrt(1 - inner.clip(-1, 1) ** 2)[trust.firm(after)].max(initial=0))
+
+
+def _progress(task, units, events, residual, count, change, seconds):
+    """Return the state of an iteration, and log it."""
+    mean, spread, logit = units.mean[events.unit], units.spread[events.unit], units.logit[events.unit]
+    prior = 0.5 * ((events.amplitude - mean) / spread) ** 2 + 0.5 * np.log(2 * np.pi * spread**2) - logit
+    energy = float(np.einsum("ij,ij->", residual, residual, dtype=np.float64))
+    sigma = float(np.sqrt(energy / residual.size / task.whitening.density))
+    state = Progress(*count, energy / 2 + float(prior.sum()), len(events), units.lmbd, sigma, change, seconds, units.D)
+    _LOG.info("iteration %d: %d units, %d spikes, change %.2g", state.iteration, len(units), len(events), change)
+    return state
+
+
+def _finish(task, units, n_units, rows, converged, said):
+    """Return the model, with waveforms in data units."""
+    scale, white = task.scale, task.whitening
+    waveforms, spread = (w[:n_units] for w in _waveforms(task, units))
+    peak = np.array([update.main_deflection(w) for w in waveforms], np.int64)
+    names = ("objective", "n_nonzero", "sigma", "change", "seconds")
+    history = {name: np.array([getattr(row, name) for row in rows], float) for name in names}
+    history["n_units"] = np.array([len(row.D) for row in rows], float)
+    history["lmbd"] = np.array([float(np.exp(np.log(row.lmbd).mean())) for row in rows])
+    none = len(units) == 0
+    D = np.zeros((1, len(task.x), scale.length), np.float32) if none else units.D
+    model = core.Model(D, np.ones(1) if none else units.lmbd, 1.0, positive=True)
+    kind = f"taken for {scale.kind}, {scale.band[0]:g} to {scale.band[1]:g} Hz"
+    return SpikeModel(
+        model, scale.fs, scale.band, scale.unit, white, waveforms, spread, peak, units.mean, units.spread, units.rate,
+        history, converged, "; ".join([*said, kind]),
+    )  # fmt: skip
+
+
+def _waveforms(task, units):
+    """Return mean and standard deviation of the spikes of each unit in the pass band, (K, C, s) each, data unit."""
+    s, shape = task.scale.length, units.D.shape
+    mean, spread = np.zeros(shape), np.zeros(shape)
+    if len(units) == 0:
+        return mean, spread
+    events, _ = decision.decide(task.x, units, task.scale.unit)
+    events = update.inside(events, task.x.shape[1], s, 4)
+    for group in update.alone(events, len(units), s):
+        chosen, k = events.take(group.clean), int(events.unit[group.every[0]])
+        x = snippets.cut(task.passed, chosen.time - 4, s + 8)
+        x = snippets.advance(x, decision.shifts()[chosen.shift])[:, :, 4:-4]
+        mean[k], spread[k] = x.mean(axis=0), x.std(axis=0)
+    return mean, spread

@@ -1,0 +1,164 @@
+"""How many groups a set of snippets falls into, when the noise is known to have variance 1 in every direction."""
+
+import numpy as np
+
+_FLOOR = 0.5  # smallest variance of a group along a line; the noise has 1
+_PRIOR = 20.0  # snippets that the prior of a covariance, the identity, counts for
+_STRAY = 0.01  # least share of snippets that belong to no group
+
+
+def components(x, n_dims):
+    """Return the first principal components of snippets.
+
+    Parameters
+    ----------
+    x : array (n, d)
+        Snippets.
+    n_dims : int
+        How many; fewer if the data have fewer.
+
+    Returns
+    -------
+    mean : ndarray (d,)
+    axes : ndarray (n_dims, d)
+        Orthonormal.
+    """
+    mean = x.mean(axis=0)
+    centred = (x - mean).astype(np.float64)
+    if len(x) < x.shape[1]:
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:n_dims]
+    else:
+        axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :n_dims].T
+    return mean, axes
+
+
+def cluster(points, largest, rng, *, n_iter=60):
+    """Return the group of each point under a Gaussian mixture with a background of strays.
+
+    It starts with `largest` groups and drops those that hold fewer points than they have parameters in one direction
+    (Figueiredo and Jain [1]_), so it finds at least as many groups as there are; merging them is left to a test that
+    looks at the gap between two groups.
+
+    Parameters
+    ----------
+    points : array (n, d)
+        Noise of variance 1 in every direction.
+    largest : int
+        Groups to start with.
+    rng : Generator
+        Chooses the first centres.
+    n_iter : int
+        Most iterations.
+
+    Returns
+    -------
+    ndarray (n,) of int
+        Label of each point, from 0; -1 for strays.
+
+    References
+    ----------
+    .. [1] M. A. T. Figueiredo, A. K. Jain, Unsupervised learning of finite mixture models, IEEE Trans. PAMI 24 (2002),
+       doi:10.1109/34.990138.
+    """
+    n, d = points.shape
+    stray = -np.log(np.ptp(points, axis=0) + 1).sum()
+    share = np.eye(largest)[_nearest(points, _spread_centres(points, largest, rng))]
+    share = np.column_stack([share, np.zeros(n)])
+    before = -np.inf
+    for _ in range(n_iter):
+        mass = share.sum(axis=0)
+        kept = np.flatnonzero(np.append(mass[:-1] > d + 2, True))
+        share, mass = share[:, kept], mass[kept]
+        log = np.empty((n, len(mass)))
+        log[:, -1] = np.log(max(mass[-1] / n, _STRAY)) + stray
+        log[:, :-1] = _log_density(points, share[:, :-1], mass[:-1]) + np.log(mass[:-1] / n)
+        top = log.max(axis=1, keepdims=True)
+        total = top + np.log(np.exp(log - top).sum(axis=1, keepdims=True))
+        share = np.exp(log - total)
+        if abs(total.sum() - before) < 1e-4 * n:
+            break
+        before = total.sum()
+    label = share.argmax(axis=1)
+    label[label == share.shape[1] - 1] = -1
+    return label
+
+
+def _spread_centres(points, count, rng):
+    """Return centres far from one another (k-means++)."""
+    chosen = [int(rng.integers(len(points)))]
+    distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    for _ in range(min(count, len(points)) - 1):
+        chosen.append(int(rng.choice(len(points), p=distance / distance.sum())) if distance.sum() > 0 else 0)
+        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+    return np.concatenate([points[chosen], np.repeat(points[:1], count - len(chosen), axis=0)])
+
+
+def _nearest(points, centres, n_iter=8):
+    """Return the nearest centre of each point after some rounds of k-means."""
+    for _ in range(n_iter):
+        distance = (centres**2).sum(axis=1) - 2 * points @ centres.T
+        label = distance.argmin(axis=1)
+        count = np.bincount(label, minlength=len(centres))[:, None]
+        sums = np.zeros_like(centres)
+        np.add.at(sums, label, points)
+        centres = np.where(count > 0, sums / np.maximum(count, 1), centres)
+    return label
+
+
+def _log_density(points, share, mass):
+    """Return the log density of the points (n, k) under the Gaussians that their shares (n, k) describe."""
+    n, d = points.shape
+    mean = share.T @ points / mass[:, None]
+    outer = (points[:, :, None] * points[:, None, :]).reshape(n, d * d)
+    second = (share.T @ outer).reshape(-1, d, d) - mass[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    covariance = (second + _PRIOR * np.eye(d)) / (mass + _PRIOR)[:, None, None]
+    root = np.linalg.cholesky(np.linalg.inv(covariance))  # of the precision, so that no system is solved per point
+    turned = np.einsum("kij,nki->nkj", root, points[:, None, :] - mean, optimize=True)
+    log_det = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
+    return log_det - 0.5 * (turned**2).sum(axis=2) - 0.5 * d * np.log(2 * np.pi)
+
+
+def gap(values, n_iter=30):
+    """Return how well one line of points falls into two groups.
+
+    Two Gaussians are fitted by EM from the best threshold.
+
+    Parameters
+    ----------
+    values : array (n,)
+        Points on a line; the noise has variance 1.
+
+    Returns
+    -------
+    valley : float
+        Lowest density between the two means over the lower of the two peaks: 0 for groups far apart, 1 for one group.
+    gain : float
+        How much better two Gaussians are than one, in units of BIC; negative if they are worse.
+    upper : ndarray (n,) of bool
+        Points of the upper group.
+    """
+    n, x = len(values), np.asarray(values, dtype=np.float64)
+    order = np.sort(x)
+    below, sums = np.arange(1, n), np.cumsum(order)
+    between = below * (n - below) * (sums[:-1] / below - (sums[-1] - sums[:-1]) / (n - below)) ** 2
+    cut = int(between.argmax()) + 1
+    parts = (order[:cut], order[cut:])
+    mean, variance = np.array([p.mean() for p in parts]), np.array([max(p.var(), _FLOOR) for p in parts])
+    weight = np.array([cut, n - cut]) / n
+    for _ in range(n_iter):
+        log = np.log(weight) - 0.5 * np.log(2 * np.pi * variance) - 0.5 * (x[:, None] - mean) ** 2 / variance
+        top = log.max(axis=1, keepdims=True)
+        total = top + np.log(np.exp(log - top).sum(axis=1, keepdims=True))
+        share = np.exp(log - total)
+        mass = share.sum(axis=0) + 1e-9
+        weight, mean = mass / n, (share * x[:, None]).sum(axis=0) / mass
+        variance = np.maximum((share * (x[:, None] - mean) ** 2).sum(axis=0) / mass, _FLOOR)
+    single = max(x.var(), _FLOOR)
+    gain = 2 * (total.sum() + 0.5 * n * np.log(2 * np.pi * single) + 0.5 * n * x.var() / single) - 3 * np.log(n)
+    high = int(mean.argmax())
+    line = np.linspace(mean.min(), mean.max(), 41)
+    density = (weight / np.sqrt(2 * np.pi * variance) * np.exp(-0.5 * (line[:, None] - mean) ** 2 / variance)).sum(
+        axis=1
+    )
+    valley = float(density.min() / min(density[0], density[-1]))
+    return valley, float(gain), share[:, high] > 0.5

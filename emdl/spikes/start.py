@@ -1,0 +1,139 @@
+"""Where learning starts: events that stand out, aligned, and what groups they form."""
+
+import numpy as np
+import scipy.ndimage
+import scipy.signal
+import scipy.stats
+
+from emdl.spikes import groups, snippets
+from emdl.spikes.mixture import cluster, components
+from emdl.spikes.whitening import convolve
+
+_WIDTHS = (0.07, 0.14, 0.28)  # of the Gaussian bumps that events are compared with, duration units
+_FALSE = 1e-6  # probability that a sample of pure noise stands out
+_APART = 1.2  # duration units between events
+_DIMS, _MOST_GROUPS, _MOST_EVENTS = 10, 24, 3000
+_FEW = 10  # events below which a group is not believed
+_LOOSE = 0.2  # variance of a group beyond the noise, relative to the energy of its mean, from which on it is a mixture
+
+
+def prominence(x, whitening, unit):
+    """Return how far a whitened signal stands out of the noise at each sample.
+
+    The signal is compared with bumps of several widths as they look after whitening; channels add up. In pure noise the
+    result has the distribution of chi^2 with C degrees of freedom, or the largest of some.
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Whitened signal.
+    whitening : Whitening
+        Knows what whitening does to a bump.
+    unit : int
+        Duration unit, samples.
+
+    Returns
+    -------
+    ndarray (N,)
+    """
+    out = np.zeros(x.shape[1], np.float32)
+    time = np.arange(-3 * unit, 3 * unit + 1)
+    for width in _WIDTHS:
+        bump = np.exp(-0.5 * (time / (width * unit)) ** 2)
+        shape = scipy.signal.oaconvolve(np.broadcast_to(bump, (len(x), len(time))), whitening.taps, mode="same", axes=1)
+        middle = shape.shape[1] // 2
+        shape = shape[:, middle - 3 * unit // 2 : middle + 3 * unit // 2 + 1]
+        shape = shape / np.linalg.norm(shape, axis=1, keepdims=True)
+        m = shape.shape[1] // 2
+        match = convolve(np.pad(x, ((0, 0), (m, m))), shape[:, ::-1])
+        level = np.median(np.abs(match), axis=1, keepdims=True) / 0.6745
+        np.maximum(out, ((match / level) ** 2).sum(axis=0), out=out)
+    return out
+
+
+def events(height, n_channels, unit):
+    """Return the peaks of `prominence` that no noise reaches, with parts of a sample.
+
+    Parameters
+    ----------
+    height : array (N,)
+        From `prominence`.
+    n_channels : int
+        Number of channels C.
+    unit : int
+        Duration unit, samples.
+
+    Returns
+    -------
+    at : ndarray (n,) of int
+        Nearest sample.
+    rest : ndarray (n,)
+        What to add to it, -0.5 to 0.5.
+    """
+    threshold = scipy.stats.chi2.isf(_FALSE, n_channels)
+    at, _ = scipy.signal.find_peaks(height, height=threshold, distance=max(1, round(_APART * unit)))
+    at = at[(at > 0) & (at < len(height) - 1)]
+    left, middle, right = (np.sqrt(height[at + i]) for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    rest = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, 1), 0)
+    return at, np.clip(rest, -0.5, 0.5)
+
+
+def waveforms(x, whitening, scale, rng, *, covered=None):
+    """Return the mean waveforms of the groups of events in a whitened signal.
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Whitened signal.
+    whitening : Whitening
+        How it was made.
+    scale : Scale
+        Durations.
+    rng : Generator
+        Source of the random choices.
+    covered : array (N,) of bool, optional
+        Samples where no event is to be looked for.
+
+    Returns
+    -------
+    ndarray (K, C, s) of float32
+        Maybe none.
+    """
+    C, N = x.shape
+    height = prominence(x, whitening, scale.unit)
+    if covered is not None:
+        height[covered] = 0
+    at, rest = events(height, C, scale.unit)
+    spare = max(4, scale.before // 2)
+    inside = (at > scale.before + spare) & (at < N - scale.length - spare)
+    at, rest = at[inside], rest[inside]
+    if len(at) < _FEW:
+        return np.zeros((0, C, scale.length), np.float32)
+    if len(at) > _MOST_EVENTS:
+        chosen = np.sort(rng.choice(len(at), _MOST_EVENTS, replace=False))
+        at, rest = at[chosen], rest[chosen]
+    pieces = snippets.cut(x, at - scale.before - spare, scale.length + 2 * spare)
+    pieces = snippets.advance(pieces, rest)[:, :, spare:-spare]
+    found = _tight_groups(pieces, rng)
+    weight = np.ones(len(pieces))
+    found = groups.merge(pieces, weight, found, scale.unit // 3)
+    return np.array([np.median(pieces[g.clean], axis=0) for g in found], np.float32).reshape(-1, C, scale.length)
+
+
+def _tight_groups(pieces, rng):
+    """Return the groups of events whose members look alike but for the noise."""
+    flat = pieces.reshape(len(pieces), -1)
+    mean, axes = components(flat, min(_DIMS, len(flat) - 1))
+    points = (flat - mean) @ axes.T
+    label = cluster(points, min(_MOST_GROUPS, max(1, len(points) // 15)), rng)
+    found = []
+    for k in range(label.max() + 1):
+        members = np.flatnonzero(label == k)
+        if len(members) < _FEW:
+            continue
+        energy = float((np.median(pieces[members], axis=0) ** 2).sum())
+        excess = float(points[members].var(axis=0).sum()) - points.shape[1]
+        if excess < _LOOSE * energy and energy > 9:
+            found.append(groups.Group(members, members))
+    return found

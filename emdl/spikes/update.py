@@ -1,0 +1,244 @@
+"""The M-step of spikes: waveforms, amplitudes and rates of the units, and their number, from the spikes found."""
+
+import numpy as np
+
+from emdl.spikes import decision, groups, snippets, start
+from emdl.spikes.decision import Units
+from emdl.spikes.groups import Group
+
+_LEAST_SPREAD, _MOST_SPREAD, _FIRST_SPREAD = 0.08, 0.35, 0.15  # of the mean amplitude
+_FIRST_RATE = 0.005  # spikes in a duration unit
+_UPRIGHT = 1.5  # peak over trough from which on a spike is timed by its peak
+_FEW = 8  # spikes below which a unit is given up
+_RAGGED = (
+    0.04,
+    0.1,
+)  # energy of a spike beside its waveform, of its own and of the noise, from which on a group is none
+_SPARE = 4  # samples cut on either side for shifts by parts of a sample
+
+
+def first_units(waveforms, scale):
+    """Return units with the given waveforms, and amplitudes and rates for want of better.
+
+    Parameters
+    ----------
+    waveforms : array (K, C, s)
+        In whitened units.
+    scale : Scale
+        Durations.
+
+    Returns
+    -------
+    Units
+    """
+    norm = np.sqrt((waveforms.astype(np.float64) ** 2).sum(axis=(1, 2)))
+    D = (waveforms / np.maximum(norm, 1e-9)[:, None, None]).astype(np.float32)
+    return Units(D, norm, _FIRST_SPREAD * norm, np.full(len(norm), _FIRST_RATE / scale.unit))
+
+
+def join(first, second):
+    """Return the units of both."""
+    return Units(*(np.concatenate([getattr(first, n), getattr(second, n)]) for n in ("D", "mean", "spread", "rate")))
+
+
+def clean_spikes(residual, events, D, lag, spare=_SPARE):
+    """Return spikes with everything else taken out, aligned to parts of a sample.
+
+    Parameters
+    ----------
+    residual : array (C, N)
+        What no spike explains.
+    events : Events
+        Those whose windows lie inside, see `inside`.
+    D : array (K, C, s)
+        Templates.
+    lag : array (K,) of int
+        Samples by which the windows of each unit are moved to the right.
+    spare : int
+        Samples cut on either side beyond that.
+
+    Returns
+    -------
+    ndarray (n, C, s) of float32
+    """
+    s, room = D.shape[-1], spare + int(np.abs(lag).max(initial=0))
+    x = snippets.cut(residual, events.time - room, s + 2 * room)
+    x[:, :, room : room + s] += events.amplitude[:, None, None] * decision.bank(D)[events.unit, events.shift]
+    x = snippets.advance(x, decision.shifts()[events.shift])
+    out = np.empty((len(x), x.shape[1], s), np.float32)
+    for by in np.unique(lag[events.unit]):
+        chosen = lag[events.unit] == by
+        out[chosen] = x[chosen, :, room + by : room + by + s]
+    return out
+
+
+def inside(events, n_samples, length, room):
+    """Return the spikes whose windows, widened by `room` samples on both sides, lie inside the signal."""
+    return events.take((events.time >= room) & (events.time <= n_samples - length - room))
+
+
+def alone(events, K, length):
+    """Return a group per unit: all its spikes, and those that no other overlaps by half, where they are enough.
+
+    Parameters
+    ----------
+    events : Events
+        By increasing time.
+    K : int
+        Number of units.
+    length : int
+        Of a template, samples.
+
+    Returns
+    -------
+    list of Group
+        Of the units with a few spikes at least.
+    """
+    pause = np.diff(events.time) > length // 2
+    single = np.append(True, pause) & np.append(pause, True)
+    found = []
+    for k in range(K):
+        every = np.flatnonzero(events.unit == k)
+        clean = every[single[every]]
+        if len(every) >= _FEW:
+            found.append(Group(clean if len(clean) >= max(15, 0.2 * len(every)) else every, every))
+    return found
+
+
+def main_deflection(waveform):
+    """Return the sample of a waveform (C, s) at which its spikes are said to be.
+
+    The trough, as is usual for extracellular spikes, or the peak if that is more than 1.5 times as large.
+    """
+    low, high = waveform.min(axis=0), waveform.max(axis=0)
+    return int(high.argmax() if high.max() > _UPRIGHT * -low.min() else low.argmin())
+
+
+def recentre(passed, events, groups_, before, length, least):
+    """Return by how much the windows of each unit must move to have the largest deflection where it belongs.
+
+    Parameters
+    ----------
+    passed : array (C, N)
+        The signal in the pass band, data unit.
+    events : Events
+        Spikes, windows inside.
+    groups_ : list of Group
+        From `alone`.
+    before : int
+        Where the peak belongs, samples from the start of the window.
+    length : int
+        Of a window, samples.
+    least : int
+        Moves smaller than this are left out.
+
+    Returns
+    -------
+    dict of int to int
+        Lag of each unit that has a group.
+    """
+    lags = {}
+    for group in groups_:
+        mean = snippets.cut(passed, events.time[group.clean], length).mean(axis=0)
+        lag = main_deflection(mean) - before
+        lags[int(events.unit[group.every[0]])] = lag if abs(lag) >= least else 0
+    return lags
+
+
+def units_of(x, weight, groups_, n_samples, density):
+    """Return the units that groups of spikes make.
+
+    Parameters
+    ----------
+    x : array (n, C, s)
+        Spikes, aligned.
+    weight : array (n,)
+        Their amplitudes.
+    groups_ : list of Group
+        One per unit.
+    n_samples : int
+        Of the signal, for the rates.
+    density : float
+        Variance of a sample of noise.
+
+    Returns
+    -------
+    Units
+        Without the groups whose spikes look too little like each other.
+    """
+    rows = []
+    for group in groups_:
+        d = groups.average(x, weight, group)
+        d = d / np.linalg.norm(d)
+        amplitude = np.tensordot(x[group.clean], d, 2)
+        mean = float(np.median(amplitude))
+        variance = (np.median(np.abs(amplitude - mean)) / 0.6745) ** 2 - 1  # the noise has variance 1
+        spread = np.clip(np.sqrt(max(variance, 0)), _LEAST_SPREAD * mean, _MOST_SPREAD * mean)
+        misfit = (x[group.clean] ** 2).sum(axis=(1, 2)) - amplitude**2
+        if np.median(misfit) < _RAGGED[0] * mean**2 + (1 + _RAGGED[1]) * density * d.size:
+            rows.append((d, mean, spread, len(group.every) / n_samples))
+    if not rows:
+        return Units(np.zeros((0, *x.shape[1:]), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
+    D, mean, spread, rate = zip(*rows, strict=True)
+    return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
+
+
+def to_count(x, weight, groups_, n_units):
+    """Return exactly `n_units` groups, as far as possible: the weakest go, or the loosest are halved.
+
+    Parameters
+    ----------
+    x : array (n, C, s)
+        Spikes, aligned.
+    weight : array (n,)
+        Amplitudes.
+    groups_ : list of Group
+        What there is.
+    n_units : int
+        What is wanted.
+
+    Returns
+    -------
+    list of Group
+    """
+    size = [np.linalg.norm(groups.average(x, weight, g)) for g in groups_]
+    groups_ = [groups_[i] for i in sorted(np.argsort(size)[::-1][:n_units])]
+    while len(groups_) < n_units:
+        parts = [groups.halves(x[g.clean]) if len(g.clean) >= 2 * _FEW else (np.inf, [], []) for g in groups_]
+        parts = [p if min(len(p[1]), len(p[2])) >= _FEW else (np.inf, *p[1:]) for p in parts]
+        loosest = int(np.argmin([p[0] for p in parts])) if parts else -1
+        if loosest < 0 or not np.isfinite(parts[loosest][0]):
+            break
+        clean = groups_.pop(loosest).clean
+        groups_ += [Group(clean[p], clean[p]) for p in parts[loosest][1:]]
+    return groups_
+
+
+def grow(x, residual, events, whitening, scale, rng):
+    """Return units for the events that stand out of the residual, away from the spikes that are known.
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Whitened signal.
+    residual : array (C, N)
+        Without the spikes.
+    events : Events
+        The spikes.
+    whitening : Whitening
+        How the signal was made.
+    scale : Scale
+        Durations.
+    rng : Generator
+        Source of the random choices.
+
+    Returns
+    -------
+    Units
+        Maybe none.
+    """
+    edge = np.zeros(x.shape[1] + 1, np.int64)
+    np.add.at(edge, np.maximum(events.time - scale.unit // 2, 0), 1)
+    np.add.at(edge, np.minimum(events.time + scale.length, x.shape[1]), -1)
+    covered = np.cumsum(edge)[:-1] > 0
+    return first_units(start.waveforms(residual, whitening, scale, rng, covered=covered), scale)
