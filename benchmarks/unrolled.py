@@ -35,7 +35,11 @@ TARGETS = {
 
 def spikes(n, N, K, s, n_iter, seed=0, dtype=np.float32):
     """Return the arguments of `unroll` for signals of one axis: one event in 300 positions, 10 dB, codes >= 0."""
-    D = simulate.waveforms(K, 1, s, rng=seed).astype(dtype)
+    if K > 4:  # more spikes than that look alike on one channel
+        D = normalize_atoms(np.hanning(s) * np.random.default_rng(seed).standard_normal((K, 1, s)))
+    else:
+        D = simulate.waveforms(K, 1, s, rng=seed)
+    D = D.astype(dtype)
     y = simulate.convolutional(n, N, D, density=1 / 300, snr_db=10, positive=True, rng=seed).y
     step = 1 / lipschitz(D)
     z = unroll(y, D, 0.0, step, 1, positive=True).z

@@ -336,6 +336,7 @@ def backward(
     nothing,
     lean,
     in_order,
+    dense,
     analysis,
     synthesis,
     rows,
@@ -373,11 +374,15 @@ def backward(
         here, next1, next2 = g_u[t % 3], g_u[(t + 1) % 3], g_u[(t + 2) % 3]
         origin = offs[layer, 0]
         for number in range(tiles):
-            a = a1 = b = b1 = a0 = b0 = np.int64(0)
+            a = a1 = b = b1 = np.int64(0)
             if t < last:
                 a0, a, a1 = offs[layer + 1, 0], offs[layer + 1, number], offs[layer + 1, number + 1]
+                for m in range(a, a1):
+                    dense[index[m]] = c1 * next1[m - a0]
             if t + 1 < last:
                 b0, b, b1 = offs[layer + 2, 0], offs[layer + 2, number], offs[layer + 2, number + 1]
+                for m in range(b, b1):
+                    dense[index[m]] += c2 * next2[m - b0]
             for m in range(offs[layer, number], offs[layer, number + 1]):
                 code = np.int64(index[m])
                 k = code >> frame[3]
@@ -392,15 +397,7 @@ def backward(
                     continue
                 slope = here[m - origin]
                 if t < last:
-                    slope = -step * read_rows(g, at, patch, synthesis, k * size, flat_s, -step * value[m])
-                    while a < a1 and index[a] < code:
-                        a += 1
-                    if a < a1 and index[a] == code:
-                        slope += c1 * next1[a - a0]
-                    while b < b1 and index[b] < code:
-                        b += 1
-                    if b < b1 and index[b] == code:
-                        slope += c2 * next2[b - b0]
+                    slope = dense[code] - step * read_rows(g, at, patch, synthesis, k * size, flat_s, -step * value[m])
                     here[m - origin] = slope
                 g_theta[k] -= np.float64(slope) if value[m] > 0 else -np.float64(slope)
                 dot = read_rows(r, at, patch, analysis, k * size, flat_a, step * slope)
@@ -408,6 +405,10 @@ def backward(
                 g_step[band] += np.float64(slope) * np.float64(dot)
                 if lean:
                     write_rows(g_y, place, rows, analysis, k * size, step * slope)
+            for m in range(a, a1):
+                dense[index[m]] = 0
+            for m in range(b, b1):
+                dense[index[m]] = 0
         for e in range(flat_a.size):
             g_a[e] += np.float64(flat_a[e])
             g_s[e] += np.float64(flat_s[e])

@@ -612,6 +612,7 @@ class Return:
         self.lean = n == 1 and len(slopes[0]) * net.layout.rows.size * ROW < _LEAN * layout.size
         self.in_order = ROW * np.arange(layout.rows.size)
         self.nothing = np.zeros((n, layout.size), dtype)
+        self.dense = np.zeros((n, net.shape[0] * layout.tile), dtype)
         self.flat = np.zeros((n, 2, net.synthesis.size), dtype)
         self.g_analysis, self.g_synthesis = np.zeros((n, net.synthesis.size)), np.zeros((n, net.synthesis.size))
         self.g_theta, self.g_step = np.zeros((n, net.shape[0])), np.zeros(n)
@@ -651,6 +652,7 @@ class Return:
                 self.nothing,
                 self.lean,
                 self.in_order,
+                self.dense[band],
                 net.analysis,
                 net.synthesis,
                 layout.rows,
