@@ -13,7 +13,8 @@ from emdl.shapes import cluster, first_shapes, half_square, substitutes
 _WINDOWS = 1000  # of the residual, in which a missing atom is looked for
 _CANDIDATES = 4
 _MARGIN = 2.0  # a new atom must promise this many times what the old one does
-_SLACK = 1e-3  # share of its energy that an atom may lose at a border: an error of 0.03
+_SLACK = 1e-4  # share of its energy that an atom may lose at a border: an error of 0.01
+_SHARE = 0.1  # of the noise in an atom that two neighbouring windows do not have in common
 _LEAST = 0.02  # and at least this share of the mean contribution of an atom
 _WEAK = 0.25  # share of the mean contribution below which an atom is reported
 
@@ -88,7 +89,7 @@ def recentre(D, codes, residual, layout, sigma):
     energy = np.bincount(codes.index % len(D), codes.value.astype(np.float64) ** 2, minlength=len(D))
     beyond = correlate_signals(codes, padded(residual, margin), layout.long_shape, layout.stride)
     wide = padded(D, margin) * energy.reshape(-1, *[1] * (n_axes + 1)) + beyond
-    slack = _SLACK + sigma**2 * D[0].size / np.where(energy > 0, energy, 1)
+    slack = _SLACK + _SHARE * sigma**2 * D[0].size / np.where(energy > 0, energy, 1)
     best, _ = strongest_part(wide, layout, slack=slack)
     here = wide[(..., *(slice(m, m + s) for m, s in zip(margin, layout.atom_shape, strict=True)))]
     held, most = (np.square(x).reshape(len(D), -1).sum(axis=1) for x in (here, best))
