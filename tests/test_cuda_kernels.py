@@ -145,11 +145,22 @@ def test_a_layer_shrinks_and_extrapolates(shape, positive, device, rng):
     z, w_next = layers.shrink_momentum(*given, step, 0.7, positive)
     assert_equal(z, want, real)
     assert_equal(w_next, want + real(0.7) * (want - before), real)
-    z, uphill = layers.shrink_test(*given, step, positive)
-    assert_equal(z, want, real)
-    assert_equal(uphill, ((w - want).astype(float) * (want - before)).reshape(len(w), -1).sum(axis=1), real)
+    steps, column = rng.uniform(0.2, 0.9, len(w)), (-1, *[1] * (len(shape) - 1))
+    length = steps.astype(real).reshape(column)
+    x = prox.shrink(w + length * c, length * theta.reshape(-1, *[1] * (len(shape) - 2)), positive=positive)
+    got, uphill, distance = layers.shrink_trial(*given, cupy.asarray(steps), positive)
+    assert_equal(got, x, real)
+    moved = (w - x).astype(float)
+    assert_equal(uphill, (moved * (x - before)).reshape(len(w), -1).sum(axis=1), real)
+    assert_equal(distance, (moved**2).reshape(len(w), -1).sum(axis=1), real)
+    accepted = np.arange(len(w)) % 2 == 0
+    z, w_next = layers.advance(given[0], got, given[2], cupy.asarray(beta), cupy.asarray(accepted))
+    taken, b = accepted.reshape(column), beta.reshape(column)
+    assert_equal(z, np.where(taken, x, before), real)
+    assert_equal(w_next, np.where(taken, x + b * (x - before), w), real)
+    z = given[0]
     ahead = layers.extrapolate(z, given[2], cupy.asarray(beta))
-    assert_equal(ahead, want + beta.reshape(-1, *[1] * (len(shape) - 1)) * (want - before), real)
+    assert_equal(ahead, w + b * (w - before), real)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 100), (2, 3, 5, 7)], ids=str)

@@ -182,6 +182,18 @@ def test_the_dense_coder_is_the_same_on_numpy(rng):
     assert primal.sum() == pytest.approx(emdl.objective(y, z, D, 0.3, stride=CASES[1]["stride"]), rel=1e-12)
 
 
+def test_line_search_saves_half_of_the_iterations(rng, monkeypatch):
+    D = emdl.simulate.waveforms(3, 2, 21, rng=0)
+    y = emdl.simulate.convolutional(2, 800, D, density=1 / 150, snr_db=10, rng=0).y
+    penalty = np.full(3, 0.1 * abs(emdl.analyze(y, D)).max())
+    options = {"tol": 1e-4, "max_iter": 5000, "positive": False}
+    _, value, _, searched = proximal.solve(y, D, penalty, (1,), **options)
+    monkeypatch.setattr(proximal, "_GROWTH", 1.0)
+    _, want, _, fixed = proximal.solve(y, D, penalty, (1,), **options)
+    np.testing.assert_allclose(value, want, rtol=2e-4)  # the two certificates
+    assert searched <= fixed / 2
+
+
 # Transfers
 
 
@@ -316,10 +328,14 @@ def test_a_model_on_a_device_encodes_reconstructs_and_goes_to_disk(cupy, rng, tm
     np.testing.assert_array_equal(back.lmbd, lmbd)
 
 
-def test_sparse_codes_are_refused_on_a_device(cupy, rng):
+def test_what_exists_on_the_cpu_only_is_refused_on_a_device(cupy, rng):
     y, D, _ = problem(CASES[0], rng)
     with pytest.raises(InputError, match="CPU only"):
         emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, sparse=True)
+    with pytest.raises(InputError, match="CPU only"):
+        emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, mask=cupy.asarray(y) > 0)
+    with pytest.raises(InputError, match="one penalty for each code"):
+        emdl.encode(cupy.asarray(y), cupy.asarray(D), cupy.ones((len(y), len(D), *CASES[0]["P"])))
 
 
 # Memory and devices

@@ -41,23 +41,44 @@ shrink_momentum(const REAL *w, const REAL *c, const REAL *before, const REAL *th
     }
 }
 
-// z = shrink(w + step c, theta), and partial[i, chunk] = sum (w - z) (z - before), whose sign tells when to restart.
-// Grid: x = chunk of signal i, `chunks` to a signal; `size` = K P.
+// x = shrink(w + step_i c, step_i penalty), and of each signal two sums: partial[0, i, chunk] = sum (w - x) (x - z), whose
+// sign tells when to restart, and partial[1, i, chunk] = sum (x - w)^2. Grid: x = chunk of signal i, `chunks` to a signal;
+// `size` = K P.
 extern "C" __global__ void __launch_bounds__(THREADS)
-shrink_test(const REAL *w, const REAL *c, const REAL *before, const REAL *theta, REAL *z, double *partial, REAL step,
-            int positive, long long P, long long size, int chunks)
+shrink_trial(const REAL *w, const REAL *c, const REAL *z, const REAL *penalty, const double *step, REAL *x, double *partial,
+             int positive, long long P, long long size, int chunks)
 {
     const long long i = blockIdx.x / chunks;
-    double uphill = 0;
+    const REAL length = static_cast<REAL>(step[i]);
+    double uphill = 0, distance = 0;
     for (long long e = static_cast<long long>(blockIdx.x % chunks) * THREADS + threadIdx.x; e < size;
          e += static_cast<long long>(chunks) * THREADS) {
         const long long at = i * size + e;
-        const REAL value = shrink(w[at] + step * c[at], theta[e / P], positive);
-        z[at] = value;
-        uphill += static_cast<double>(w[at] - value) * (value - before[at]);
+        const REAL value = shrink(w[at] + length * c[at], length * penalty[e / P], positive);
+        const double moved = static_cast<double>(w[at]) - value;
+        x[at] = value;
+        uphill += moved * (static_cast<double>(value) - z[at]);
+        distance += moved * moved;
     }
     uphill = block_sum(uphill);
-    if (threadIdx.x == 0) partial[blockIdx.x] = uphill;
+    distance = block_sum(distance);
+    if (threadIdx.x == 0) {
+        partial[blockIdx.x] = uphill;
+        partial[gridDim.x + blockIdx.x] = distance;
+    }
+}
+
+// Where a signal's trial x is accepted, z = x and w = x + beta_i (x - z); elsewhere both stay. Grid: any number of blocks.
+extern "C" __global__ void __launch_bounds__(THREADS)
+advance(const REAL *w, const REAL *x, const REAL *z, const double *beta, const int *accepted, REAL *z_next, REAL *w_next,
+        long long size, long long total)
+{
+    for (long long e = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x; e < total;
+         e += static_cast<long long>(gridDim.x) * THREADS) {
+        const long long i = e / size;
+        z_next[e] = accepted[i] ? x[e] : z[e];
+        w_next[e] = accepted[i] ? x[e] + static_cast<REAL>(beta[i]) * (x[e] - z[e]) : w[e];
+    }
 }
 
 // w = z + beta_i (z - before), one beta for each signal. Grid: any number of blocks.

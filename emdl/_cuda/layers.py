@@ -40,26 +40,56 @@ def shrink_momentum(w, c, before, theta, step, beta, positive):
     return z, w_next
 
 
-def shrink_test(w, c, before, theta, step, positive):
-    """Return z = shrink(w + step c, theta), and for each signal sum (w - z) (z - before).
+def shrink_trial(w, c, z, penalty, step, positive):
+    """Return x = shrink(w + step c, step penalty), and for each signal sum (w - x) (x - z) and sum (x - w)^2.
 
     Parameters
     ----------
-    w, c, before, theta, step, positive
-        As in `shrink_momentum`.
+    w, c, z : cupy.ndarray (n, K, *P)
+        Point of this iteration, D^T (y - D w), codes of the last.
+    penalty : cupy.ndarray (K,)
+        Of the same dtype.
+    step : cupy.ndarray (n,) of float64
+        Step of each signal.
+    positive : bool
+        One-sided.
 
     Returns
     -------
-    z : cupy.ndarray (n, K, *P)
-    uphill : cupy.ndarray (n,) of float64
-        Positive where the momentum points uphill.
+    x : cupy.ndarray (n, K, *P)
+    uphill, distance : cupy.ndarray (n,) of float64
+        The two sums.
     """
-    cupy, (z,), size = array_module(w, c, before, theta), _new(w, 1), math.prod(w.shape[1:])
+    cupy, (x,), size = array_module(w, c, z, penalty, step), _new(w, 1), math.prod(w.shape[1:])
     chunks = min(_blocks(size), 256)
-    partial = cupy.empty((len(w), chunks), np.float64)
-    numbers = (w.dtype.type(step), np.int32(positive), _P(w), np.int64(size), np.int32(chunks))
-    _launch("shrink_test", w, (len(w) * chunks, 1, 1), (w, c, before, theta, z, partial, *numbers), cupy)
-    return z, partial.sum(axis=1)
+    partial = cupy.empty((2, len(w), chunks), np.float64)
+    numbers = (np.int32(positive), _P(w), np.int64(size), np.int32(chunks))
+    _launch("shrink_trial", w, (len(w) * chunks, 1, 1), (w, c, z, penalty, step, x, partial, *numbers), cupy)
+    uphill, distance = (partial[i].sum(axis=1) for i in (0, 1))
+    return x, uphill, distance
+
+
+def advance(w, x, z, beta, accepted):
+    """Return z and w of the next iteration: x and x + beta (x - z) where a signal's x is accepted, else z and w.
+
+    Parameters
+    ----------
+    w, x, z : cupy.ndarray (n, ...)
+        Point, trial, and codes of this iteration; or the signals that they make.
+    beta : cupy.ndarray (n,) of float64
+        Momentum of each signal.
+    accepted : cupy.ndarray (n,) of bool
+        Whether its trial is taken.
+
+    Returns
+    -------
+    z, w : cupy.ndarray (n, ...)
+    """
+    cupy, (z_next, w_next) = array_module(w, x, z, beta, accepted), _new(w, 2)
+    numbers = (np.int64(math.prod(w.shape[1:])), _size(w))
+    arguments = (w, x, z, beta, accepted.astype(np.int32), z_next, w_next, *numbers)
+    _launch("advance", w, (_blocks(w.size), 1, 1), arguments, cupy)
+    return z_next, w_next
 
 
 def extrapolate(z, before, beta):

@@ -69,7 +69,9 @@ class Library:
             f"{{ shim::launch({name}, dims, bytes, values); }}"
             for name in self.kernels
         )
-        self._library = ctypes.CDLL(str(_compile(source, real, folder, ["-DFIBERS", "-shared", "-fPIC"], tail)))
+        self._library = ctypes.CDLL(
+            str(_compile(source, real, folder, ["-DFIBERS", "-shared", "-fPIC", "-Wl,-Bsymbolic"], tail))
+        )
 
     def run(self, name, grid, threads, arguments, shared):
         """Launch a kernel; arrays are ndarrays, written in place, numbers are NumPy scalars."""
