@@ -162,7 +162,7 @@ def test_json_is_one_object_and_the_seed_decides_the_model(folder):
         for name in ("a", "b")
     ]
     facts = [json.loads(one.stdout) for one in done]
-    assert [len(fact["units"]) for fact in facts] == [2, 2]
+    assert [len(fact["units"]) for fact in facts] == [3, 3]
     assert facts[0]["outputs"] == {"model": "a.h5", "spikes": "a.csv"}
     assert facts[0]["history"]["objective"] == facts[1]["history"]["objective"]
     assert (folder / "a.csv").read_bytes() == (folder / "b.csv").read_bytes()
@@ -177,11 +177,11 @@ def test_quiet_says_nothing(folder):
 
 
 def test_a_config_file_sets_options_and_flags_go_on_top(folder):
-    (folder / "emdl.toml").write_text("seed = 5\nplot = false\n[train]\nunits = 3\nmax-iter = 9\nband = [400, 5000]\n")
-    done = run("train", "rec.npz", "--config", "emdl.toml", "--units", "2", "--json", cwd=folder)
+    (folder / "emdl.toml").write_text("seed = 5\nplot = false\n[train]\nunits = 2\nmax-iter = 9\nband = [400, 5000]\n")
+    done = run("train", "rec.npz", "--config", "emdl.toml", "--units", "3", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert (facts["seed"], len(facts["units"])) == (5, 2)
+    assert (facts["seed"], len(facts["units"])) == (5, 3)
     assert len(facts["history"]["objective"]) <= 9
     assert "png" not in facts["outputs"]
 
