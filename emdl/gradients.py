@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl._kernels import network
+from emdl._kernels import bands, network
 from emdl._kernels.layers import correlate_codes as correlate_at
 from emdl.backend import array_module, parallel_map
 from emdl.codes import SparseCodes
@@ -179,15 +179,15 @@ def _sparse_backward(trace, g_z, stop):
     g_y = np.zeros_like(y)
 
     def one(i):
-        bands = network.to_bands(y[i], net.layout)
+        signal = bands.to_bands(y[i], net.layout)
         own = None if correlations is None else correlations[i]
         given = g_z.signal(i)[1] if isinstance(g_z, SparseCodes) else g_z[i].reshape(net.shape[0], -1)
-        way = network.go_back(net, bands, own, codes.segments[i], codes.every, given, codes.shape[-1], stop)
-        network.add_from_bands(g_y[i], way.g_y, net.layout)
+        way = network.go_back(net, signal, own, codes.segments[i], codes.every, given, codes.shape[-1], stop)
+        bands.add_from_bands(g_y[i], way.g_y, net.layout)
         return way.g_synthesis.sum(axis=0), way.g_analysis.sum(axis=0), way.g_theta.sum(axis=0), way.g_step.sum()
 
     sums = [sum(parts) for parts in zip(*parallel_map(one, range(len(y))), strict=True)]
-    g_D, g_A = (network.unpack_rows(g, net.shape).reshape(trace.D.shape) for g in sums[:2])
+    g_D, g_A = (bands.unpack_rows(g, net.shape).reshape(trace.D.shape) for g in sums[:2])
     return g_D, g_A, sums[2], g_y.reshape(trace.y.shape), sums[3]
 
 

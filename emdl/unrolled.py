@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl._kernels import network
+from emdl._kernels import bands, network
 from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
@@ -296,7 +296,7 @@ class SparseLayers(Sequence):
 
     Attributes
     ----------
-    net : network.Network
+    net : bands.Network
         The network.
     shape : tuple of int
         (n, K, *P).
@@ -306,7 +306,7 @@ class SparseLayers(Sequence):
         Distance of the checkpoints.
     """
 
-    net: network.Network
+    net: bands.Network
     shape: tuple
     segments: list
     every: int
@@ -331,9 +331,9 @@ def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every)
     correlations = None
     if y.ndim == 3:
         correlations = analyze_full(y, analysis, stride)
-        if not network.gram_pays(correlations, D.shape, theta / y.dtype.type(step), stride[0]):
+        if not bands.gram_pays(correlations, D.shape, theta / y.dtype.type(step), stride[0]):
             correlations = None
-    net = network.make_network(
+    net = bands.make_network(
         planes(y),
         planes(D),
         planes(analysis),
@@ -347,12 +347,12 @@ def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every)
     signals = planes(y)
 
     def one(i):
-        bands = network.to_bands(signals[i], net.layout)
+        signal = bands.to_bands(signals[i], net.layout)
         own = None if correlations is None else correlations[i]
         part = network.empty_start(net, y.dtype)
         parts = []
         for t in range(0, n_iter, every):
-            whole = network.run_forward(net, bands, own, part, min(t + every, n_iter))
+            whole = network.run_forward(net, signal, own, part, min(t + every, n_iter))
             parts.append(whole if every == n_iter else part)
             part = whole.cut(whole.end - 2, whole.end)
         if every < n_iter:

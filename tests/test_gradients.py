@@ -6,7 +6,7 @@ from laws import CASES, case_name, dense_operator
 from test_unrolled import LARGE, choose_form, layers_of_matrices, many_bands, setting
 
 from emdl import ConvergenceWarning, backward, encode, lipschitz, unroll
-from emdl._kernels import network
+from emdl._kernels import bands, network
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 from emdl.gradients import backward_full, implicit, reconstruction_loss
@@ -243,7 +243,7 @@ def test_no_layer_allocates(monkeypatch, rng):
     """All layers of a band run inside one call; what numba allocates there does not grow with their number."""
     from numba.core.runtime import _nrt_python, rtsys
 
-    monkeypatch.setattr(network, "_MAX_BANDS", 1)
+    monkeypatch.setattr(bands, "_MAX_BANDS", 1)
     y, D, _, theta, step = setting(LARGE[2], rng)
     g_z = rng.standard_normal((1, 5, 57, 56))
     counts = {}

@@ -5,7 +5,7 @@ import pytest
 from laws import CASES, case_name, dense_operator, make_problem
 
 from emdl import lipschitz, unroll
-from emdl._kernels import network
+from emdl._kernels import bands, network
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 from emdl.unrolled import momenta, unroll_full
@@ -52,11 +52,11 @@ def setting(case, rng, *, per_atom=True, untied=False, dtype=np.float64):
 @pytest.fixture
 def many_bands(monkeypatch):
     """Cut even small signals into bands."""
-    monkeypatch.setattr(network, "_BAND", 1000)
+    monkeypatch.setattr(bands, "_BAND", 1000)
 
 
 def choose_form(monkeypatch, gram):
-    monkeypatch.setattr(network, "gram_pays", lambda *_: gram)
+    monkeypatch.setattr(bands, "gram_pays", lambda *_: gram)
 
 
 @sides

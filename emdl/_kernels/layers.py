@@ -163,30 +163,9 @@ def keep(bits, buffer, at, code, low, high, step, index, value, count):
 
 @jit
 def forward(
-    t0,
-    t1,
-    first,
-    ahead,
-    back,
-    step,
-    band,
-    y,
-    images,
-    r,
-    phases,
-    taps,
-    analysis,
-    synthesis,
-    rows,
-    low,
-    high,
-    valid,
-    buffer,
-    frame,
-    offs,
-    index,
-    value,
-):
+    t0, t1, first, ahead, back, step, band, y, images, r, phases, taps, analysis, synthesis, rows, low, high, valid,
+    buffer, frame, offs, index, value,
+):  # fmt: skip
     """Run the layers t0 ... t1 - 1 of one band; return the first layer for which `index` was too short, or t1."""
     tile, size, K = 1 << frame[3], frame[4], frame[5]
     strided = frame[8] * frame[9] > 1
@@ -232,28 +211,9 @@ def forward(
 
 @jit
 def gram_forward(
-    t0,
-    t1,
-    first,
-    ahead,
-    back,
-    step,
-    b,
-    gram,
-    rows,
-    reach,
-    low,
-    high,
-    valid,
-    quiet,
-    total,
-    w,
-    buffer,
-    frame,
-    offs,
-    index,
-    value,
-):
+    t0, t1, first, ahead, back, step, b, gram, rows, reach, low, high, valid, quiet, total, w, buffer, frame, offs,
+    index, value,
+):  # fmt: skip
     """Run layers of a signal with one axis as `forward` does, by u / step = D^T y + (I / step - D^T D) w.
 
     Only tiles within reach of a non-zero are looked at, and those of which D^T y alone makes one (not `quiet`).
@@ -319,40 +279,9 @@ def gram_forward(
 
 @jit
 def backward(
-    t1,
-    t0,
-    stop,
-    last,
-    first,
-    ahead,
-    back,
-    step,
-    band,
-    y,
-    images,
-    q,
-    r,
-    g,
-    nothing,
-    lean,
-    in_order,
-    dense,
-    analysis,
-    synthesis,
-    rows,
-    frame,
-    offs,
-    index,
-    value,
-    g_u,
-    flat_a,
-    flat_s,
-    g_a,
-    g_s,
-    g_theta,
-    g_y,
-    g_step,
-):
+    t1, t0, stop, last, first, ahead, back, step, band, y, images, q, r, g, nothing, lean, in_order, dense,
+    analysis, synthesis, rows, frame, offs, index, value, g_u, flat_a, flat_s, g_a, g_s, g_theta, g_y, g_step,
+):  # fmt: skip
     """Go back through the layers t1, t1 - 1 ... t0 of one band, by (3), and add to the gradients.
 
     `g_u` (3, n) holds the gradients of u_t for the non-zeros of z_t in slot t modulo 3, `q` (3, n_bands, size) what
