@@ -1,5 +1,7 @@
 """Where EM starts when nobody knows the atoms."""
 
+import itertools
+
 import numpy as np
 
 from emdl.backend import array_module
@@ -15,6 +17,7 @@ from emdl.shapes import cluster, first_shapes
 _BLOCK = 12  # atom lengths; long enough that few events are cut at its ends
 _SURPLUS = 2  # shapes for each atom wanted: overlapping events make shapes of their own, which later lose
 _WARM = 3  # EM iterations before the first atom is dropped
+_TRIES, _FEW = 2, 16  # starts of which the best is kept, if there are few atoms: each then matters, and costs little
 
 
 def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng=None):
@@ -22,7 +25,7 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
 
     Windows around local maxima of the energy are clustered up to shift, scale and sign, into more shapes than atoms are
     wanted. A few EM iterations on a part of the signals pull overlapping events apart, centre the atoms, and drop those
-    for which the others can stand in, until `n_atoms` are left.
+    for which the others can stand in, until `n_atoms` are left. Of two such starts the one of lower objective is taken.
 
     Parameters
     ----------
@@ -60,31 +63,36 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
     seen = windows(y, _some(place, max(1000, 50 * count), rng), layout)
     size = np.sqrt(np.square(seen, dtype=np.float64).sum() / len(seen))
     floor = max(3 * sigma, 0.1 * size)
-    shapes, _ = cluster(seen, first_shapes(seen, count, layout, rng), layout, floor)
-    if len(shapes) > n_atoms:
-        part = _blocks(y, place, layout, min(40 * count, 1500), rng)
-        shapes = _compete(part, shapes, n_atoms, layout, floor, sigma)
+    part = _blocks(y, place, layout, min(40 * count, 1500), rng)
+    best = np.inf
+    for _ in range(_TRIES if n_atoms <= _FEW else 1):
+        found, _ = cluster(seen, first_shapes(seen, count, layout, rng), layout, floor)
+        found, score = _compete(part, found, n_atoms, layout, floor, sigma)
+        if score < best:
+            shapes, best = found, score
     if len(shapes) < n_atoms:
         shapes = np.concatenate([shapes, _chunks(y, n_atoms - len(shapes), layout, rng)])
     return xp.asarray(shapes)
 
 
 def _compete(y, D, n_atoms, layout, floor, sigma):
-    """Return `n_atoms` atoms of a larger dictionary after some EM, in which the least needed were dropped."""
-    iteration, codes = 0, None
-    while len(D) > n_atoms or iteration < _WARM + 1:
-        iteration += 1
+    """Return at most `n_atoms` atoms after some EM, in which the least needed were dropped, and their objective."""
+    codes, done = None, False
+    for iteration in itertools.count(1):
         penalty = np.full(len(D), floor)
-        codes = solve(y, D, penalty, layout.stride, tol=1e-2, positive=layout.positive, z0=codes).codes
+        solution = solve(y, D, penalty, layout.stride, tol=1e-2, positive=layout.positive, z0=codes)
+        if done:
+            return D, float(solution.primal.sum())
+        codes = solution.codes
         phi = correlate_codes(codes, layout.atom_shape, layout.stride)
         psi = correlate_signals(codes, y, layout.atom_shape, layout.stride)
         D = exact_dictionary(D, phi, psi, n_passes=1)
+        surplus = max(0, len(D) - n_atoms)
+        done = not surplus and iteration > _WARM
         if iteration >= _WARM:
             D, _ = recentre(D, codes, y - synthesize_full(codes, D, layout.stride), layout, sigma)
-            surplus = len(D) - n_atoms
             least = np.argsort(contributions(D, codes, penalty, layout), kind="stable")
             D, codes = np.delete(D, least[: -(-surplus // 4)], axis=0), None
-    return D
 
 
 def _blocks(y, place, layout, count, rng):
