@@ -297,7 +297,15 @@ def test_search_looks_ever_more_rarely_once_nothing_moves():
             looks.append(call)
             search = search.looked(0.0)
     assert looks == [0, 2, 6, 14, 22, 30]
-    assert search.looked(0.5) == rates.Search(0, 1, 0.5)
+    assert search.looked(0.5) == rates.Search(0, 1, 0.5, 1.0)
+
+
+def test_search_does_not_swing_between_two_looks_that_point_at_each_other():
+    search, made = rates.Search(), []
+    for call in range(12):
+        search = search.looked(0.03 * (-1) ** call)
+        made.append(search.step)
+    np.testing.assert_allclose(made, [0.03, -0.015, *[0] * 10])
 
 
 def test_inputs_are_not_written(rng):

@@ -151,10 +151,10 @@ def e_step(
     next_sigma = _noise(y, sums, sigma) if learn_sigma else sigma
     message = ""
     if rule in ("gcv", "sure"):
-        step, search, message = _search(
+        search, message = _search(
             y, D, stride, positive, lmbd * sigma**2, sums, codes, tol, search, sigma if rule == "sure" else None
         )
-        next_lmbd = lmbd * (math.exp((1 - damping) * step) * (sigma / next_sigma) ** 2)
+        next_lmbd = lmbd * (math.exp((1 - damping) * search.step) * (sigma / next_sigma) ** 2)
     elif rule == "fixed":
         next_lmbd = lmbd
     else:
@@ -180,9 +180,9 @@ def _root_mean_square(y):
 
 
 def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
-    """Return the step of log lambda, the search after it, and a message."""
+    """Return the search after this call, whose step is the one to make, and a message."""
     if search.pause:
-        return 0.0, search.waited(), ""
+        return search.waited(), ""
 
     exact = tol if abs(search.step) > _NEAR else _EXACTER * tol
 
@@ -199,17 +199,17 @@ def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
     message = ""
     if here.n_nonzero == 0 and step == 0:
         message = "all codes are zero, and letting codes in predicts no better: the atoms find nothing above the noise"
-    return step, search.looked(step), message
+    return search.looked(step), message
 
 
 def _first_code(y, D, stride, positive, penalty, search):
-    """Return the step to the penalty at which the first code enters, where all neighbours have none."""
+    """Return the search after a step to the penalty at which the first code enters, where all neighbours have none."""
     c = analyze_full(y, D, stride)
     xp = array_module(c)
     ratio = float(((c if positive else xp.abs(c)).max(axis=(0, *range(2, c.ndim))) / penalty).max())
     if ratio <= 0:
-        return 0.0, search.looked(0.0), "no atom correlates with the signals: all codes are zero at every lmbd"
-    return math.log(ratio), search.looked(math.log(ratio)), ""
+        return search.looked(0.0), "no atom correlates with the signals: all codes are zero at every lmbd"
+    return Search(step=math.log(ratio)), ""
 
 
 def _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, rate):

@@ -11,7 +11,7 @@ and its minimum over the penalty p = lmbd sigma^2 is found by comparing three ne
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Search:
-    """When the search for lambda looks at the neighbours again.
+    """When the search for lambda looks at the neighbours again, and how far it trusts them.
 
     Attributes
     ----------
@@ -72,11 +72,14 @@ class Search:
         Distance of looks; doubles, up to 8, while a look moves nothing.
     step : float
         Step of log lambda that the last look made; near rest the neighbours are coded more exactly.
+    gain : float
+        Share of a step that is made; halved when a look points back, so that single codes cannot keep lambda swinging.
     """
 
     pause: int = 0
     interval: int = 1
     step: float = math.inf
+    gain: float = 1.0
 
     def waited(self):
         """Return the search after a call without a look.
@@ -85,22 +88,25 @@ class Search:
         -------
         Search
         """
-        return Search(self.pause - 1, self.interval, self.step)
+        return replace(self, pause=self.pause - 1, step=0.0)
 
     def looked(self, step):
-        """Return the search after a look that moved log lambda by `step`.
+        """Return the search after a look that asked for a step of log lambda; its `step` is the one to make.
 
         Parameters
         ----------
         step : float
-            Zero makes the next looks rarer, a step above 10 % makes one follow at once.
+            Asked for. Below 1 % none is made, and the next looks become rarer; above 10 % one follows at once.
 
         Returns
         -------
         Search
         """
-        interval = min(2 * self.interval, _LONGEST_PAUSE) if step == 0 else 1 if abs(step) > 0.1 else self.interval
-        return Search(interval - 1, interval, step)
+        turns = self.step * step if math.isfinite(self.step) else 0.0
+        gain = self.gain / 2 if turns < 0 else min(1.0, 1.5 * self.gain) if turns > 0 else self.gain
+        made = gain * step if abs(gain * step) >= _STILL else 0.0
+        interval = min(2 * self.interval, _LONGEST_PAUSE) if made == 0 else 1 if abs(made) > 0.1 else self.interval
+        return Search(interval - 1, interval, made, gain)
 
 
 def measure(y, D, codes, stride):
@@ -180,7 +186,6 @@ def log_step(below, here, above, sigma=None):
     Returns
     -------
     float
-        Zero within 1 % of the resting point.
     """
     low, middle, high = score(below, sigma), score(here, sigma), score(above, sigma)
     if math.isinf(middle):
@@ -192,5 +197,4 @@ def log_step(below, here, above, sigma=None):
     slope, bend = (high - low) / 2, high - 2 * middle + low
     longest = _LARGEST_STEP / math.log(RATIO)
     units = -slope / bend if bend > abs(slope) / longest else -math.copysign(longest, slope) if slope else 0.0
-    step = units * math.log(RATIO)
-    return 0.0 if abs(step) < _STILL else step
+    return units * math.log(RATIO)
