@@ -111,6 +111,7 @@ def train(
     layout: opt.LayoutOption = None,
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
+    device: opt.Device = opt.DeviceName.CPU,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -127,7 +128,14 @@ def train(
     from .train import train_spikes
 
     source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
-    learn = {"n_units": units, "band": band, "window_ms": window_ms, "max_iter": max_iter, "rng": seed}
+    learn = {
+        "n_units": units,
+        "band": band,
+        "window_ms": window_ms,
+        "max_iter": max_iter,
+        "rng": seed,
+        "device": device.value,
+    }
     train_spikes(source, output, learn, plot=plot, force=force, quiet=quiet, as_json=json)
 
 
@@ -145,6 +153,7 @@ def detect(
     layout: opt.LayoutOption = None,
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
+    device: opt.Device = opt.DeviceName.CPU,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -159,7 +168,7 @@ def detect(
     from .detect import detect_spikes
 
     source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
-    detect_spikes(source, model, output, force=force, quiet=quiet, as_json=json)
+    detect_spikes(source, model, output, device=device.value, force=force, quiet=quiet, as_json=json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -174,6 +183,7 @@ def encode(
     layout: opt.LayoutOption = None,
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
+    device: opt.Device = opt.DeviceName.CPU,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -188,7 +198,7 @@ def encode(
     from .encode import encode_recording
 
     source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
-    encode_recording(source, model, output, force=force, quiet=quiet, as_json=json)
+    encode_recording(source, model, output, device=device.value, force=force, quiet=quiet, as_json=json)
 
 
 @app.command(epilog=EXIT_CODES)

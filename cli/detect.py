@@ -6,7 +6,7 @@ from emdl.spikes import tables
 from . import files, report, screen, source
 
 
-def detect_spikes(what, model_path, output, *, force, quiet, as_json):
+def detect_spikes(what, model_path, output, *, device, force, quiet, as_json):
     """Find the spikes of a recording and write them to a table or to standard output.
 
     Parameters
@@ -17,6 +17,8 @@ def detect_spikes(what, model_path, output, *, force, quiet, as_json):
         The model.
     output : Path or None
         ``.csv`` or ``.npz``; None or ``-`` means CSV on standard output.
+    device : str
+        ``cpu``, ``cuda`` or ``auto``.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
 
@@ -31,7 +33,8 @@ def detect_spikes(what, model_path, output, *, force, quiet, as_json):
     if not to_stdout:
         tables.check_suffix(output)
         files.check_outputs([output], force=force, inputs=[*source.inputs(what), model_path])
-    recording, model, spikes = _detect(what, model_path, quiet)
+    screen.name_device(device, quiet=quiet)
+    recording, model, spikes = _detect(what, model_path, device, quiet)
     if to_stdout:
         screen.put(tables.to_csv(spikes).rstrip("\n"))
         return
@@ -48,11 +51,11 @@ def detect_spikes(what, model_path, output, *, force, quiet, as_json):
         screen.put_renderables(head, report.unit_table(units), f"[b]Written[/b]   {escape(str(output))}")
 
 
-def _detect(what, model_path, quiet):
+def _detect(what, model_path, device, quiet):
     from emdl import spikes
 
     with screen.notes(quiet=quiet):
         model = spikes.load(model_path)
         recording = source.read(what, model)
         with screen.compile_notice(quiet=quiet):
-            return recording, model, spikes.detect(recording.data, model)
+            return recording, model, spikes.detect(recording.data, model, device=device)

@@ -7,7 +7,7 @@ from emdl.errors import InputError
 from . import files, report, screen, source
 
 
-def encode_recording(what, model_path, output, *, force, quiet, as_json):
+def encode_recording(what, model_path, output, *, device, force, quiet, as_json):
     """Write every code that is not zero.
 
     Parameters
@@ -18,6 +18,8 @@ def encode_recording(what, model_path, output, *, force, quiet, as_json):
         The model.
     output : Path
         ``.npz``.
+    device : str
+        ``cpu``, ``cuda`` or ``auto``.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
 
@@ -29,13 +31,14 @@ def encode_recording(what, model_path, output, *, force, quiet, as_json):
     if output.suffix.lower() != ".npz":
         raise InputError(f"codes are written as .npz, got -o {output}; change the ending")
     files.check_outputs([output], force=force, inputs=[*source.inputs(what), model_path])
+    screen.name_device(device, quiet=quiet)
     from emdl import spikes
 
     with screen.notes(quiet=quiet):
         model = spikes.load(model_path)
         recording = source.read(what, model)
         with screen.compile_notice(quiet=quiet):
-            codes = spikes.encode(recording.data, model)
+            codes = spikes.encode(recording.data, model, device=device)
     n_units, n_positions = codes.shape[1:]
     with files.replacing(output) as part:
         np.savez_compressed(

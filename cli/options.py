@@ -20,6 +20,14 @@ class Layout(StrEnum):
     SAMPLES_FIRST = "samples-first"
 
 
+class DeviceName(StrEnum):
+    """Where to compute."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the recording is, and what was said about it."""
@@ -109,3 +117,12 @@ Config = Annotated[
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that exist.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=RUNNING)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=RUNNING)]
+Device = Annotated[
+    DeviceName,
+    typer.Option(
+        "--device",
+        metavar="WHERE",
+        help="cpu, cuda, or auto: a GPU where there is one.",
+        rich_help_panel=RUNNING,
+    ),
+]

@@ -105,8 +105,8 @@ def as_text(facts, next_steps):
 
     recording = facts["recording"]
     head = (
-        f"[b]{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}[/b] in {recording['seconds']:.1f} s "
-        f"of {escape(recording['name'])} ({_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz), "
+        f"[b]{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}[/b] in "
+        f"{recording['seconds']:.1f} s of {escape(recording['name'])} ({_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz), "
         f"learned in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]

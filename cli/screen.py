@@ -91,6 +91,28 @@ def _show_nothing(*_):
     pass
 
 
+def name_device(device, *, quiet):
+    """Say where is computed, if anything but the CPU was asked for.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, ``cuda`` or ``auto``.
+    quiet : bool
+        Say nothing.
+
+    Raises
+    ------
+    DeviceError
+        If ``cuda`` was asked for and is not there.
+    """
+    from emdl.device import choose
+
+    _, sentence = choose(device)
+    if device != "cpu" and not quiet:
+        say(sentence)
+
+
 def compile_notice(*, quiet):
     """Return a context that says once that kernels are compiled, at the first one that is not in numba's cache.
 

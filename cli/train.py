@@ -41,6 +41,7 @@ def train_spikes(what, output, learn, *, plot, force, quiet, as_json):
     if plot:
         outputs |= {"png": output.with_suffix(".png"), "svg": output.with_suffix(".svg")}
     files.check_outputs(outputs.values(), force=force, inputs=source.inputs(what))
+    screen.name_device(learn["device"], quiet=quiet)
     started = time.monotonic()
     with screen.notes(quiet=quiet):
         recording = source.read(what)
@@ -62,7 +63,7 @@ def _learn(recording, learn, quiet):
     given = {name: value for name, value in learn.items() if value is not None}
     with screen.learning(quiet=quiet) as callback:
         model = spikes.fit(recording.data, recording.fs, callback=callback, **given)
-    return model, spikes.detect(recording.data, model)
+    return model, spikes.detect(recording.data, model, device=learn["device"])
 
 
 def _write(outputs, recording, model, spikes):
