@@ -104,9 +104,10 @@ def as_text(facts, next_steps):
     from rich.markup import escape
 
     recording = facts["recording"]
+    found = f"{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}"
+    where = f"{_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz"
     head = (
-        f"[b]{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}[/b] in "
-        f"{recording['seconds']:.1f} s of {escape(recording['name'])} ({_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz), "
+        f"[b]{found}[/b] in {recording['seconds']:.1f} s of {escape(recording['name'])} ({where}), "
         f"learned in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
