@@ -38,11 +38,11 @@ def cluster(windows, D, layout, floor, *, n_iter=12):
         (in units of half a squared error) at the penalty `floor`.
     """
     K, m, C = len(D), len(windows), windows.shape[1]
-    owner = None
+    owner = np.full(m, -1)
     for _ in range(n_iter):
         before = owner
         owner, weight, corner = _match(windows, D, layout)
-        if before is not None and (owner == before).all():
+        if (owner == before).all():
             break
         share = np.zeros((K, m), windows.dtype)
         share[owner, np.arange(m)] = np.where(_strength(weight, layout) > floor, weight, 0)
