@@ -18,7 +18,7 @@ import numpy as np
 
 from emdl._kernels import bands, network
 from emdl._kernels.layers import correlate_codes as correlate_at
-from emdl.backend import array_module, parallel_map
+from emdl.backend import array_module, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, residual_full, synthesize_full
@@ -231,7 +231,7 @@ def _at_codes(r, D, stride, z):
     return SparseCodes(z.shape, z.start, z.index, value)
 
 
-def implicit(trace, g_z, *, tol=1e-8, max_iter=1000):
+def implicit(trace, g_z, *, tol=None, max_iter=1000):
     """Return the gradients of a loss on the minimiser of (1), given its codes: those of infinitely many layers.
 
     Where the codes z have converged, those that are not zero solve D_S^T (y - D_S z) = sign(z) theta / step on their
@@ -249,8 +249,9 @@ def implicit(trace, g_z, *, tol=1e-8, max_iter=1000):
         Of `unroll` with enough layers to converge; its dictionary must be tied.
     g_z : array (n, K, *P)
         Gradient of the loss with respect to the codes.
-    tol : float
-        Largest ||g_z - D_S^T D_S x|| / ||g_z||. A large value saves iterations.
+    tol : float, optional
+        Largest ||g_z - D_S^T D_S x|| / ||g_z||, by default 1e-8 in float64 and 1e-4 in float32. A large value saves
+        iterations.
     max_iter : int
         Largest number of iterations.
 
@@ -288,6 +289,7 @@ def implicit(trace, g_z, *, tol=1e-8, max_iter=1000):
     g_z = as_codes(g_z, D, stride)[0].astype(trace.y.dtype, copy=False)
     if g_z.shape != z.shape:
         raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {z.shape}")
+    tol = (1e-4 if g_z.dtype == np.float32 else 1e-8) if tol is None else check_number(tol, "tol", 0)
     sparse = isinstance(z, SparseCodes)
 
     def codes(value):

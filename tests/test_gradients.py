@@ -215,6 +215,16 @@ def test_the_implicit_gradient_predicts_the_certified_minimiser(rng):
     np.testing.assert_allclose(np.vdot(v, implicit(trace, g_z).D), want, rtol=1e-4)  # central difference
 
 
+def test_the_implicit_gradient_of_float32_stays_near_that_of_float64(rng):
+    y, D, _, _, step = setting(CASES[0], rng)
+    theta = step * np.linalg.norm(D.reshape(len(D), -1), axis=1) * 1.2
+    traces = [unroll(*[x.astype(t) for x in (y, D, theta)], step, 2000, checkpoint=50) for t in ("f4", "f8")]
+    g_z = rng.standard_normal(traces[0].z.shape)
+    got, want = (implicit(trace, g_z) for trace in traces)
+    assert got.D.dtype == np.float32
+    assert_same_gradients(got, want, 1e-2)  # tol 1e-4 times the condition of the support
+
+
 def test_an_implicit_gradient_that_is_not_solved_for_warns(rng):
     y, D, _, theta, step = setting(CASES[0], rng)
     trace = unroll(y, D, theta, step, 50)
