@@ -280,20 +280,16 @@ def read_model(group):
             f"the model has format {int(version)}, this emdl reads up to {FORMAT}; install a newer emdl"
         )
     held = group["attributes"]
-    attributes = {name: str(value) for name, value in held.attrs.items()}
-    attributes |= {name: read_array(held, name) for name in held}
+    arrays = {name: read_array(held, name) for name in held}
+    attributes = {name: value.item() if value.ndim == 0 else value for name, value in arrays.items()}
+    attributes |= {name: str(value) for name, value in held.attrs.items()}
     return Model(
         read_array(group, "D"),
         read_array(group, "lmbd"),
         float(read_array(group, "sigma")),
         bool(group.attrs["positive"]),
         tuple(int(t) for t in np.atleast_1d(group.attrs["stride"])),
-        {
-            name: value.item() if value.ndim == 0 else value
-            for name, value in attributes.items()
-            if not isinstance(value, str)
-        }
-        | {name: value for name, value in attributes.items() if isinstance(value, str)},
+        attributes,
     )
 
 

@@ -174,7 +174,7 @@ class Optimizer:
         g = gradient.astype(np.float64) * min(1.0, self.clip / length if length > 0 else 1.0)
         if self.riemannian:
             g = _tangent(D, g)
-        if self.direction is None:
+        if self.direction is None or self.square is None:
             self.direction, self.square = xp.zeros(D.shape), xp.zeros(D.shape)
         self.n_steps += 1
         rate = self.rate / (1 + self.decay * (self.n_steps - 1))

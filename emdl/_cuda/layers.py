@@ -29,7 +29,8 @@ def shrink_momentum(w, c, before, theta, step, beta, positive):
     -------
     z, w_next : cupy.ndarray (n, K, *P)
     """
-    cupy, z, w_next = array_module(w, c, before, theta), *_new(w, 2)
+    cupy = array_module(w, c, before, theta)
+    z, w_next = _new(w, 2)
     real = w.dtype.type
     _launch(
         "shrink_momentum", w, (_blocks(w.size), 1, 1),

@@ -50,7 +50,7 @@ def figure(model, data, spikes, *, seconds=None):
     channels = _channels(model)
     height = (1.9 * rows + 0.4, 1.0 + 0.75 * len(channels), 1.9)
     picture = Figure(figsize=(11, sum(height)), layout="constrained")
-    top, middle, bottom = picture.subfigures(3, 1, height_ratios=height)
+    top, middle, bottom = picture.subfigures(3, 1, squeeze=False, height_ratios=height)[:, 0]
     _draw_waveforms(top, model, spikes, channels, rows, columns)
     _draw_trace(middle, model, data, spikes, channels, seconds)
     _draw_learning(bottom, model)
