@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emdl.backend import array_module
 from emdl.errors import InputError
 
 
@@ -35,11 +36,11 @@ class SparseCodes:
 
     @classmethod
     def from_dense(cls, z):
-        """Return the non-zeros of a dense array.
+        """Return the non-zeros of a dense array; those of an array on a GPU are found there and brought to the host.
 
         Parameters
         ----------
-        z : ndarray (n, K, *P)
+        z : array (n, K, *P)
             Codes.
 
         Returns
@@ -47,10 +48,14 @@ class SparseCodes:
         SparseCodes
         """
         n, K = z.shape[:2]
-        flat = np.moveaxis(z.reshape(n, K, -1), 1, 2).reshape(n, -1)
-        row, index = np.nonzero(flat)
+        xp = array_module(z)
+        flat = xp.moveaxis(z.reshape(n, K, -1), 1, 2).reshape(n, -1)
+        row, index = xp.nonzero(flat)
+        value = flat[row, index]
+        if xp is not np:
+            row, index, value = row.get(), index.get(), value.get()
         start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64)
-        return cls(z.shape, start, index.astype(np.int64), np.ascontiguousarray(flat[row, index]))
+        return cls(z.shape, start, index.astype(np.int64), np.ascontiguousarray(value))
 
     @classmethod
     def stack(cls, shape, pieces, dtype):

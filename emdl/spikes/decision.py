@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl.codes import SparseCodes
+from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.ops import analyze_full
 from emdl.spikes import kernels
@@ -118,7 +119,7 @@ def bank(D):
     return (moved / np.sqrt((moved**2).sum(axis=(2, 3), keepdims=True))).astype(np.float32)
 
 
-def decide(x, units, unit_length, *, rest=True):
+def decide(x, units, unit_length, *, rest=True, xp=np):
     """Return the spikes of a whitened signal, and what is left of it without them.
 
     Parameters
@@ -131,13 +132,15 @@ def decide(x, units, unit_length, *, rest=True):
         Duration unit, samples.
     rest : bool
         Leave out the less probable of two spikes of a unit within two duration units.
+    xp : module
+        Where the sparse coding is done: ``numpy`` or ``cupy``.
 
     Returns
     -------
     Events
     residual : ndarray (C, N)
     """
-    place, label = candidates(x, units)
+    place, label = candidates(x, units, xp=xp)
     residual = x.copy()
     found = kernels.decide(
         residual, bank(units.D), units.mean.astype(np.float32), (units.spread**2).astype(np.float32),
@@ -161,7 +164,7 @@ def _rested(events, rest):
         kept[np.where(events.odds[a] < events.odds[b], a, b)[near]] = False
 
 
-def candidates(x, units):
+def candidates(x, units, *, xp=np):
     """Return where the codes of a whitened signal are not zero.
 
     Parameters
@@ -170,18 +173,20 @@ def candidates(x, units):
         Whitened signal.
     units : Units
         At least one.
+    xp : module
+        As in `decide`.
 
     Returns
     -------
     place, label : ndarray (m,) of int64
         Sample and unit, by increasing sample.
     """
-    codes = encode(x, units.D, units.lmbd)
+    codes = encode(x, units.D, units.lmbd, xp=xp)
     K = len(units)
     return codes.index // K, codes.index % K
 
 
-def encode(x, D, lmbd, *, tol=_TOL):
+def encode(x, D, lmbd, *, tol=_TOL, xp=np):
     """Return the codes of a whitened signal: the minimiser of (1) with sigma = 1 and codes >= 0.
 
     Where no template reaches its rate over the length of a template, codes are zero and the problem falls apart; each
@@ -197,6 +202,8 @@ def encode(x, D, lmbd, *, tol=_TOL):
         Rates.
     tol : float
         Relative duality gap of each part.
+    xp : module
+        As in `decide`.
 
     Returns
     -------
@@ -205,7 +212,7 @@ def encode(x, D, lmbd, *, tol=_TOL):
     """
     s = D.shape[-1]
     n_positions = x.shape[1] - s + 1
-    first, last = _islands(x, D, lmbd)
+    first, last = _islands(x, D, lmbd, xp)
     first, last = np.maximum(first - s // 2, 0), np.minimum(last + s // 2, n_positions - 1)
     size = -(-(last - first + s) // s) * s  # multiples of s, so that few different lengths occur
     index, value = [], []
@@ -215,7 +222,10 @@ def encode(x, D, lmbd, *, tol=_TOL):
         for row, i in enumerate(chosen):
             part = x[:, first[i] : last[i] + s]
             y[row, :, : part.shape[1]] = part
-        codes = solve(y, D, np.asarray(lmbd, np.float64), (1,), tol=tol, positive=True).codes
+        given = (xp.asarray(a) for a in (y, D, np.asarray(lmbd, np.float64)))
+        codes = solve(*given, (1,), tol=tol, positive=True).codes
+        if xp is not np:
+            codes = SparseCodes.from_dense(codes)
         row = np.repeat(np.arange(len(chosen)), np.diff(codes.start))
         inside = codes.index // len(D) <= (last - first)[chosen][row]
         index.append((codes.index + first[chosen][row] * len(D))[inside])
@@ -226,14 +236,14 @@ def encode(x, D, lmbd, *, tol=_TOL):
     return SparseCodes((1, len(D), n_positions), np.array([0, len(index)]), index[order], value[order])
 
 
-def _islands(x, D, lmbd):
+def _islands(x, D, lmbd, xp):
     """Return first and last code position of each stretch where codes can be, more than two templates apart."""
     s = D.shape[-1]
     n_positions = x.shape[1] - s + 1
-    active = []
+    active, D, least = [], xp.asarray(D), xp.asarray(np.asarray(lmbd, np.float32)[:, None])
     for a in range(0, n_positions, _SPAN):
-        part = analyze_full(x[None, :, a : a + _SPAN + s - 1], D, (1,))[0]
-        active.append(a + np.flatnonzero((part > np.asarray(lmbd, np.float32)[:, None]).any(axis=0)))
+        part = analyze_full(xp.asarray(x[None, :, a : a + _SPAN + s - 1]), D, (1,))[0]
+        active.append(a + to_host(xp.flatnonzero((part > least).any(axis=0))))
     active = np.concatenate(active)
     if len(active) == 0:
         return active, active

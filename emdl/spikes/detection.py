@@ -6,6 +6,7 @@ import numpy as np
 
 from emdl.backend import check_number
 from emdl.codes import SparseCodes
+from emdl.device import choose
 from emdl.errors import InputError, InputTypeError
 from emdl.spikes import decision
 from emdl.spikes.recordings import check_values
@@ -81,7 +82,7 @@ def check_recording(data, n_channels=None):
     return data
 
 
-def detect(data, model, *, block_s=None):
+def detect(data, model, *, block_s=None, device="cpu"):
     """Return the spikes of a recording.
 
     Each block of the whitened recording is coded and decided (see `emdl.spikes.decision`) with margins on both sides;
@@ -95,6 +96,9 @@ def detect(data, model, *, block_s=None):
         From `emdl.spikes.fit`.
     block_s : float, optional
         Length of a block, s; by default some million values. A large one takes memory, a small one time.
+    device : {"cpu", "cuda", "auto"}
+        Where the sparse coding is done; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there is one. Filters
+        and decisions stay on the CPU.
 
     Returns
     -------
@@ -104,8 +108,10 @@ def detect(data, model, *, block_s=None):
     ------
     InputError
         If the recording does not fit the model, is shorter than a waveform, or holds values that are not finite.
+    DeviceError
+        If ``cuda`` was asked for and is not there.
     """
-    units, s = model.units, model.waveforms.shape[2]
+    units, s, xp = model.units, model.waveforms.shape[2], choose(device)[0]
     data, block = _plan(data, model, block_s)
     N, found = data.shape[1], []
     height = np.abs(model.waveforms).max(axis=(1, 2), initial=0) / model.amplitude[: model.n_units]
@@ -115,7 +121,7 @@ def detect(data, model, *, block_s=None):
         if b - a < s:
             break
         x = whiten(data, model.whitening, a, b)
-        events, _ = decision.decide(x, units, model.duration_unit)
+        events, _ = decision.decide(x, units, model.duration_unit, xp=xp)
         last = N if start + block >= N else _pause(a + events.time, start + block, s)
         inside = (a + events.time >= first) & (a + events.time < last) & (events.unit < model.n_units)
         found.append((a + events.time[inside], events.unit[inside], events.amplitude[inside].astype(np.float64)))
@@ -129,7 +135,7 @@ def detect(data, model, *, block_s=None):
 _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 
-def encode(data, model, *, tol=1e-4):
+def encode(data, model, *, tol=1e-4, device="cpu"):
     """Return the codes of a recording: the minimiser of (1) for the whitened signal, codes >= 0.
 
     Parameters
@@ -140,6 +146,9 @@ def encode(data, model, *, tol=1e-4):
         From `emdl.spikes.fit`.
     tol : float
         Relative duality gap of each stretch between two pauses.
+    device : {"cpu", "cuda", "auto"}
+        Where the sparse coding is done; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there is one. Filters
+        and decisions stay on the CPU.
 
     Returns
     -------
@@ -152,7 +161,7 @@ def encode(data, model, *, tol=1e-4):
     InputError
         If the recording does not fit the model, or a parameter lies outside its range.
     """
-    tol = check_number(tol, "tol", 0, 1, strict=True)
+    tol, xp = check_number(tol, "tol", 0, 1, strict=True), choose(device)[0]
     D, s = model.model.D.astype(np.float32), model.waveforms.shape[2]
     data, block = _plan(data, model, None)
     N, K = data.shape[1], len(D)
@@ -161,7 +170,7 @@ def encode(data, model, *, tol=1e-4):
         a, b = max(0, start - _MARGIN * s), min(N, start + block + _MARGIN * s)
         if b - a < s:
             break
-        codes = decision.encode(whiten(data, model.whitening, a, b), D, model.model.lmbd, tol=tol)
+        codes = decision.encode(whiten(data, model.whitening, a, b), D, model.model.lmbd, tol=tol, xp=xp)
         at = a + codes.index // K
         last = N if start + block >= N else _pause(at, start + block, s)
         inside = (at >= first) & (at < last)

@@ -3,11 +3,13 @@
 import logging
 import time
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from emdl import model as core
 from emdl.backend import check_count
+from emdl.device import choose
 from emdl.errors import InputError
 from emdl.spikes import decision, groups, scales, snippets, start, trust, update, whitening
 from emdl.spikes.detection import check_recording
@@ -66,9 +68,10 @@ class _Task:
     scale: scales.Scale
     n_units: int | None
     rng: np.random.Generator
+    xp: ModuleType
 
 
-def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None):
+def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu"):
     """Learn the units of a recording: their number, waveforms, amplitudes and rates.
 
     The data are whitened (`emdl.spikes.whitening`). EM starts from the groups of events that stand out, and iterates:
@@ -97,6 +100,9 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
         Source of the random choices; the same seed gives the same model.
     callback : callable, optional
         Called with a `Progress` after each iteration; a true return value ends the fit.
+    device : {"cpu", "cuda", "auto"}
+        Where the sparse coding is done; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there is one. Filters
+        and decisions stay on the CPU.
 
     Returns
     -------
@@ -110,6 +116,8 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
     InputError
         If the recording is too short, a value is not finite, a channel is constant, or a parameter lies outside its
         range.
+    DeviceError
+        If ``cuda`` was asked for and is not there.
 
     References
     ----------
@@ -130,12 +138,12 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
         raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
     began, rng = time.perf_counter(), np.random.default_rng(rng)
     white = whitening.learn(data, scale)
-    task = _Task(*_stretch(data, white, scale), white, scale, n_units, rng)
+    task = _Task(*_stretch(data, white, scale), white, scale, n_units, rng, choose(device)[0])
     units = update.first_units(start.waveforms(task.x, white, scale, rng), scale)
     rows, grown, converged, ended = [], 0, False, f"stopped after max_iter = {max_iter} iterations"
     for iteration in range(1, max_iter + 1 if len(units) else 1):
         opened = iteration <= max_iter - _SETTLE
-        events, residual = decision.decide(task.x, units, scale.unit)
+        events, residual = decision.decide(task.x, units, scale.unit, xp=task.xp)
         updated, steady = _maximize(task, events, residual, units, opened)
         if steady and opened and grown < _GROWTHS:
             found = update.grow(task.x, residual, events, white, scale, rng)
@@ -238,7 +246,7 @@ def _waveforms(task, units):
     mean, spread = np.zeros(shape), np.zeros(shape)
     if len(units) == 0:
         return mean, spread
-    events, _ = decision.decide(task.x, units, task.scale.unit)
+    events, _ = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
     events = update.inside(events, task.x.shape[1], s, 4)
     for group in update.alone(events, len(units), s):
         chosen, k = events.take(group.clean), int(events.unit[group.every[0]])
