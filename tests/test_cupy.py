@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import standin
+from emdl.cli import screen
 from emdl.cli.app import run
 from laws import CASES, case_name, make_problem
 
@@ -22,6 +23,7 @@ from emdl import device, em, ops, proximal
 from emdl._cuda import fourier, planes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
 from emdl.optim import Optimizer, normalize_atoms
+from emdl.spikes import decision
 
 cases = pytest.mark.parametrize("case", CASES, ids=case_name)
 both_reals = pytest.mark.parametrize("real", [np.float32, np.float64], ids=["float", "double"])
@@ -336,6 +338,58 @@ def test_what_exists_on_the_cpu_only_is_refused_on_a_device(cupy, rng):
         emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, mask=cupy.asarray(y) > 0)
     with pytest.raises(InputError, match="one penalty for each code"):
         emdl.encode(cupy.asarray(y), cupy.asarray(D), cupy.ones((len(y), len(D), *CASES[0]["P"])))
+
+
+# Spikes
+
+
+@pytest.fixture
+def spiking(rng):
+    """Three units with a few spikes each in white noise of two channels."""
+    D = normalize_atoms(emdl.simulate.waveforms(3, 2, 15, rng=0)).astype(np.float32)
+    z = np.zeros((1, 3, 1500), np.float32)
+    z[0, np.arange(12) % 3, 40 + 120 * np.arange(12)] = 12
+    x = emdl.synthesize(z, D)[0] + rng.standard_normal((2, 1514)).astype(np.float32)
+    return x, decision.Units(D, np.full(3, 12.0), np.full(3, 1.0), np.full(3, 0.003))
+
+
+def test_spikes_found_on_a_device_are_those_of_the_cpu(spiking, cupy):
+    x, units = spiking
+    want, residual = decision.decide(x, units, 15)
+    got, left = decision.decide(x, units, 15, xp=cupy)
+    assert len(want) == 12
+    np.testing.assert_array_equal(got.time, want.time)
+    np.testing.assert_array_equal(got.unit, want.unit)
+    np.testing.assert_allclose(left, residual, atol=1e-5)
+
+
+def test_codes_of_a_recording_come_from_a_device_as_non_zeros(spiking, cupy):
+    x, units = spiking
+    want = decision.encode(x, units.D, units.lmbd, tol=1e-5)
+    got = decision.encode(x, units.D, units.lmbd, tol=1e-5, xp=cupy)
+    assert isinstance(got.value, np.ndarray)
+    np.testing.assert_allclose(got.dense(), want.dense(), atol=0.05)  # of 12: the square root of the gap
+
+
+@pytest.mark.parametrize("command", ["train", "detect", "encode"])
+def test_the_command_line_never_falls_back_by_itself(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.chdir(tmp_path)
+    model = [] if command == "train" else ["--model", "model.h5"]
+    assert run([command, "sample", *model, "-o", "out.npz" if model else "out.h5", "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "CuPy is missing" in said
+    assert "pip install 'emdl[cuda12]'" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_says_what_it_took(stand_in, capsys):
+    screen.name_device("auto", quiet=False)
+    assert capsys.readouterr().err == "emdl: computing on a stand-in\n"
+    standin.settings.devices = 0
+    screen.name_device("auto", quiet=False)
+    assert "computing on the CPU: CuPy is installed but there is no CUDA device" in capsys.readouterr().err
 
 
 # Memory and devices
