@@ -20,7 +20,7 @@ def inputs(source):
     return [] if is_sample(source) else [source.path]
 
 
-def read(source, model=None):
+def read(source, model=None, *, quiet=False):
     """Read the recording, and hold it against a model.
 
     Parameters
@@ -30,6 +30,8 @@ def read(source, model=None):
     model : SpikeModel, optional
         Its sampling rate and number of channels must be those of the recording; where the file says neither, they are
         taken from it.
+    quiet : bool
+        Do not say that a simulation stands in for a recording.
 
     Returns
     -------
@@ -41,8 +43,8 @@ def read(source, model=None):
         If the recording cannot be read or does not fit the model.
     """
     if is_sample(source):
-        screen_note = "a simulated tetrode is used; name a file to use your own recording"
-        screen.say(screen_note) if source.path is None else None
+        if source.path is None and not quiet:
+            screen.say("a simulated tetrode is used; name a file to use your own recording")
         recording = recordings.sample()
     else:
         recording = recordings.read(source.path, **_said(source, model))

@@ -44,7 +44,7 @@ def train_spikes(what, output, learn, *, plot, force, quiet, as_json):
     screen.name_device(learn["device"], quiet=quiet)
     started = time.monotonic()
     with screen.notes(quiet=quiet):
-        recording = source.read(what)
+        recording = source.read(what, quiet=quiet)
         with screen.compile_notice(quiet=quiet):
             model, spikes = _learn(recording, learn, quiet)
             _write(outputs, recording, model, spikes)

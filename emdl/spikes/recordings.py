@@ -152,7 +152,8 @@ def _channels_first(data, path, n_channels, layout):
         chosen, why = _guess_layout(data.shape, n_channels, name)
     data = data if chosen == "channels-first" else data.T
     if why:
-        logger.warning("%s: taken as %d channels x %d samples (%s: %s)", name, *data.shape, chosen, why)
+        count = f"{data.shape[0]} channel{'s' * (data.shape[0] > 1)}"
+        logger.warning("%s: taken as %s x %d samples (%s: %s)", name, count, data.shape[1], chosen, why)
     if n_channels not in (None, data.shape[0]):
         raise InputError(f"{name} has {data.shape[0]} channels ({chosen}), but n_channels (--channels) is {n_channels}")
     return data
