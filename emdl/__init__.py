@@ -13,6 +13,8 @@ _HOME = {
     "lipschitz": "ops",
     "objective": "ops",
     "encode": "encoder",
+    "lambda_max": "paths",
+    "encode_path": "paths",
     "unroll": "unrolled",
     "Trace": "unrolled",
     "backward": "gradients",

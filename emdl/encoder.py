@@ -1,5 +1,6 @@
 """The E-step: `encode`, the certified minimiser of (1)."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ import numpy as np
 from emdl import proximal
 from emdl._kernels import solver as kernels
 from emdl._kernels.correlate import pack_atoms
-from emdl.backend import array_module, check_count, check_number, parallel_map
+from emdl._kernels.patches import ROW, pack_patches
+from emdl.backend import array_module, as_real, as_signals, check_count, check_number, n_threads, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import (
@@ -19,6 +21,10 @@ from emdl.ops import (
     planes,
     positions_of,
 )
+
+_ROUNDS, _PASSES = 20, 10  # rounds over all tiles between two sweeps, and passes over the cells of a tile in a round
+_SMALL = 10_000_000  # multiplications of one sweep, below which a second thread costs more than it brings
+_ROWS = 32  # of code positions in a tile of an image
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,12 @@ class Solution:
         return float(np.max(self.gap / np.where(self.primal > 0, self.primal, 1)))
 
 
-def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, stride=1, z0=None, sparse=False):
-    """Return the codes that minimise E(z), with a certificate.
+def encode(
+    y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, stride=1, z0=None, mask=None, sparse=False
+):
+    r"""Return the codes that minimise E(z), with a certificate.
 
-    .. math:: E(z) = \\|y - D z\\|^2 / (2 \\sigma^2) + \\sum_k \\lambda_k \\|z_k\\|_1   (1)
+    .. math:: E(z) = \|y - D z\|^2 / (2 \sigma^2) + \sum_k \lambda_k \|z_k\|_1   (1)
 
     The duality gap, which bounds E(z) - min E from above, is at most ``tol * E(z)`` for each signal.
 
@@ -61,8 +69,9 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
         Signals.
     D : array (K, C, *s)
         Dictionary.
-    lmbd : float or array (K,)
-        Laplace rates, 1 / data unit, > 0. A large rate leaves fewer codes; above max |D^T y| / sigma^2 all are zero.
+    lmbd : float, array (K,) or array (n, K, *P)
+        Laplace rates, 1 / data unit, > 0: one for all codes, for each atom, or for each code. A large rate leaves fewer
+        codes; above `lambda_max` all are zero.
     sigma : float
         Noise standard deviation, data unit. A large value acts as a large rate.
     tol : float
@@ -73,8 +82,10 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
         Keep the codes non-negative.
     stride : int or tuple of int
         Distance of neighbouring code positions, samples.
-    z0 : array (n, K, *P), optional
-        Codes to start from.
+    z0 : array (n, K, *P) or SparseCodes, optional
+        Codes to start from; a good start saves time and changes the result within the tolerance only.
+    mask : array like `y`, of bool, optional
+        Which samples are there. The others may hold any finite value; (1) leaves them out.
     sparse : bool
         Return `emdl.codes.SparseCodes` instead of an array.
 
@@ -101,20 +112,21 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
     """
     y, D, stride = as_problem(y, D, stride)
     sigma, tol = check_number(sigma, "sigma", 0, strict=True), check_number(tol, "tol", 0, 1, strict=True)
-    rates = as_rates(lmbd, D)
-    if not bool((rates > 0).all()):
-        raise InputError(
-            f"lmbd is {lmbd!r}, wanted rates > 0; without a penalty the minimum is not unique and has no certificate"
-        )
-    if sparse and array_module(y) is not np:
-        raise InputError("sparse codes are made on the CPU only; leave out sparse, or move the signals there")
-    if z0 is not None:
+    shape = positions_of(y, D, stride)
+    rates = _as_weights(lmbd, D, shape)
+    on_host = array_module(y, mask if hasattr(mask, "dtype") else None) is np
+    if not on_host and (sparse or mask is not None or isinstance(z0, SparseCodes)):
+        raise InputError("sparse codes and masks exist on the CPU only; leave them out, or move the signals there")
+    if z0 is not None and not isinstance(z0, SparseCodes):
         z0 = as_codes(z0, D, stride)[0]
-        if z0.shape != positions_of(y, D, stride):
-            raise InputError(f"z0 has shape {z0.shape}, wanted {positions_of(y, D, stride)}")
-    solution = solve(
-        y, D, rates * sigma**2, stride, tol=tol, max_iter=check_count(max_iter, "max_iter"), positive=positive, z0=z0
-    )
+    if z0 is not None and tuple(z0.shape) != shape:
+        raise InputError(f"z0 has shape {tuple(z0.shape)}, wanted {shape}")
+    if mask is not None:
+        mask = as_signals(np.asarray(mask, np.float32), D.ndim - 2, "mask")
+        if mask.shape != y.shape or not bool(((mask == 0) | (mask == 1)).all()):
+            raise InputError(f"mask has shape {mask.shape}, wanted {y.shape}, the shape of y, with entries 0 or 1")
+    max_iter = check_count(max_iter, "max_iter")
+    solution = solve(y, D, rates * sigma**2, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0, mask=mask)
     if solution.relative_gap > tol:
         warnings.warn(
             f"encode stopped after {solution.n_iter} sweeps at a relative gap of {solution.relative_gap:.1e}, "
@@ -127,7 +139,24 @@ def encode(y, D, lmbd, sigma=1.0, *, tol=1e-4, max_iter=2000, positive=False, st
     return solution.codes
 
 
-def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None):
+def _as_weights(lmbd, D, shape):
+    """Return rates as an array (K,) or (n, K, *P) of float64, all positive."""
+    if np.ndim(lmbd) > 1:
+        rates = as_real(lmbd, "lmbd").astype(np.float64)
+        if rates.shape not in (shape, shape[1:]):
+            raise InputError(f"lmbd has shape {rates.shape}, wanted one rate, {len(D)} for the atoms, or codes {shape}")
+        rates = array_module(rates).broadcast_to(rates, shape)
+    else:
+        rates = as_rates(lmbd, D)
+    if not bool((rates > 0).all()):
+        raise InputError(
+            f"lmbd goes down to {float(rates.min()):g}, wanted rates > 0; without a penalty the minimum is not unique "
+            "and has no certificate"
+        )
+    return rates
+
+
+def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None, mask=None):
     """Return the certified minimiser of half the squared error plus penalty, for arguments in full form.
 
     Parameters
@@ -136,8 +165,8 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None)
         Signals.
     D : array (K, C, *s)
         Dictionary of the same dtype.
-    penalty : array (K,)
-        lmbd_k sigma^2, data unit.
+    penalty : array (K,) or (n, K, *P)
+        lmbd sigma^2, data unit: one for each atom, or one for each code.
     stride : tuple of int
         Along each axis.
     tol : float
@@ -147,26 +176,140 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None)
     positive : bool
         Keep the codes non-negative.
     z0 : SparseCodes or array (n, K, *P), optional
-        Codes to start from.
+        Codes to start from; the cost is that of their non-zeros.
+    mask : array (n, C, *S) of bool, optional
+        Which samples are there; the others count nothing.
 
     Returns
     -------
     Solution
     """
     if array_module(y, D) is not np:
+        if mask is not None or penalty.ndim > 1:
+            raise InputError("got a mask or one penalty for each code with arrays on a GPU; move them to the host")
         return Solution(*proximal.solve(y, D, penalty, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0))
-    shape = positions_of(y, D, stride)
-    if isinstance(z0, SparseCodes):
-        z0 = z0.dense()
-    start = np.zeros(shape, y.dtype) if z0 is None else np.array(z0, y.dtype)
-    if positive:
-        np.maximum(start, 0, out=start)
-    atoms, signals, codes, (sh, sw) = planes(D), planes(y), planes(start), plane_stride(stride)
-    norms = (D.reshape(len(D), -1) ** 2).sum(axis=1)
-    penalty, bank = penalty.astype(y.dtype), pack_atoms(atoms)
-    done = parallel_map(
-        lambda i: kernels.solve(signals[i], atoms, bank, norms, penalty, sh, sw, positive, tol, max_iter, codes[i]),
-        range(len(y)),
-    )
-    primal, gap = np.array([d[2] for d in done]), np.array([max(d[3], 0.0) for d in done])
-    return Solution(SparseCodes.stack(shape, [d[:2] for d in done], y.dtype), primal, gap, max(d[4] for d in done))
+    if isinstance(z0, np.ndarray):
+        z0 = SparseCodes.from_dense(z0)
+    if mask is not None:
+        y = np.where(mask, y, y.dtype.type(0))
+    return _Descent(y, D, penalty, stride, positive, z0, mask).run(tol, max_iter)
+
+
+class _Descent:
+    """Coordinate descent on the active codes of all tiles of all signals (see `emdl._kernels.solver`)."""
+
+    def __init__(self, y, D, penalty, stride, positive, z0, mask):
+        self.shape, self.positive, self.dtype = positions_of(y, D, stride), positive, y.dtype
+        if not y.flags.writeable:
+            y = y.copy()  # numba would compile everything once more for arrays that cannot be written
+        self.y, self.D, (self.sh, self.sw) = planes(y), planes(D).copy(), plane_stride(stride)
+        (n, C, H, W), (K, _, h, w) = self.y.shape, self.D.shape
+        self.PH, self.PW = (H - h) // self.sh + 1, (W - w) // self.sw + 1
+        largest = max(float(y.max()), -float(y.min()))
+        self.unit = 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0  # a power of two: exact
+        weights = penalty if penalty.ndim == 1 else np.moveaxis(planes(penalty), 1, 3)
+        self.weights = np.ascontiguousarray(weights, np.float64).reshape(-1, K) / self.unit
+        self.by_position = penalty.ndim > 1
+        self.bank, self.norms = pack_atoms(self.D), (self.D.reshape(K, -1).astype(np.float64) ** 2).sum(axis=1)
+        pad = -w % ROW
+        self.r = np.zeros((n, C, H, W + pad), y.dtype)
+        self.atoms, self.patch = pack_patches(self.D, H, W + pad)
+        self.mask = np.zeros((0, 0, 0, 0), y.dtype)
+        if mask is not None:
+            self.mask = np.zeros_like(self.r)
+            self.mask[..., :W] = planes(mask)
+        self._cut(h, w + pad)
+        self._start(z0)
+
+    def _cut(self, h, w):
+        """Choose cells, no shorter than an atom, and tiles of whole cells, small enough for the cache."""
+        n, K, PH, PW = len(self.y), len(self.D), self.PH, self.PW
+        self.size = np.array([max(4, -(-h // self.sh)), max(8, -(-w // self.sw))])
+        down, across = -(-PH // int(self.size[0])), -(-PW // int(self.size[1]))
+        most = max(256, min(4096 if PH > 1 else 1024, 131072 // K))
+        high = max(1, _ROWS // int(self.size[0])) if PH > 1 else 1
+        n_rows = max(1, down // high)
+        n_columns = max(1, min(across, round(PW * min(PH, high * int(self.size[0])) / most)))
+        self.rows = np.minimum(np.arange(n_rows + 1) * down // n_rows * self.size[0], PH)
+        self.columns = np.minimum(np.arange(n_columns + 1) * across // n_columns * self.size[1], PW)
+        self.grid = (n, n_rows, n_columns)
+        self.cell, self.tension = np.zeros((2, n * down * across), np.int64), np.zeros(n * down * across)
+        self.bh, self.bw = max(1, h // (2 * self.sh)), max(1, w // (2 * self.sw))
+        wide = int(np.diff(self.columns).max())
+        self.room = -(-int(np.diff(self.rows).max()) // self.bh) * -(-wide // self.bw)
+        self.signal = np.arange(n * n_rows * n_columns) // (n_rows * n_columns)
+        self.low = max(1, most // wide)
+
+    def _start(self, z0):
+        """Give slots to the codes of `z0`."""
+        tiles = math.prod(self.grid)
+        self.count, self.begin = np.zeros(tiles, np.int64), np.zeros(tiles + 1, np.int64)
+        self.key, self.slot = np.zeros(0, np.int64), np.zeros((4, 0))
+        if z0 is not None and z0.n_nonzero:
+            self._fill(z0)
+        self._make_room()
+        if z0 is not None and z0.n_nonzero:
+            self.count[:] = 0
+            self._fill(z0)
+
+    def _fill(self, z0):
+        def one(s):
+            index, value = z0.signal(s)
+            value = value / self.unit
+            if self.positive:
+                value = np.maximum(value, 0)
+            kernels.fill(
+                index, value.astype(np.float64), s, self.D, self.mask, self.weights, self.norms,
+                self.by_position, self.sh, self.sw, self.rows, self.columns, self.PH, self.PW,
+                self.begin, self.count, self.key, self.slot,
+            )  # fmt: skip
+
+        parallel_map(one, range(len(self.y)))
+
+    def _make_room(self):
+        """Make sure that each tile has room for one more code in each of its blocks."""
+        if self.begin[-1] and bool((self.begin[:-1] + self.count + self.room <= self.begin[1:]).all()):
+            return
+        begin = np.concatenate([[0], np.cumsum(self.count + self.count // 2 + 4 * self.room)])
+        key, slot = np.empty(begin[-1], np.int64), np.empty((4, begin[-1]))
+        if self.begin[-1]:
+            kernels.move(self.begin, self.count, self.key, self.slot, begin, key, slot)
+        self.begin, self.key, self.slot = begin, key, slot
+
+    def run(self, tol, max_iter):
+        """Sweep and descend until every signal has its certificate."""
+        n, tiles = len(self.y), math.prod(self.grid)
+        sums, enough, result = np.zeros((4, tiles)), np.zeros(n), np.zeros((6, n))
+        todo, flat, masks = np.zeros(tiles, np.int64), self.r.reshape(-1), self.mask.reshape(-1)
+        n_iter = 0
+        helpers = n_threads() - 1 if self.r.size * self.bank.size // self.sh // self.sw > _SMALL else 0
+        while True:
+            state = self._run_workers(helpers, todo, flat, masks, sums, enough, tol, max_iter - n_iter, result)
+            n_iter += int(state[1])
+            if not state[5] or n_iter >= max_iter:
+                return self._solution(result[0], result[1], n_iter)
+            self._make_room()
+
+    def _run_workers(self, helpers, todo, flat, masks, sums, enough, tol, max_iter, result):
+        """Run a leader and its helpers until all signals are done or a tile is full; return the leader's state."""
+        control = np.zeros(8, np.int64)
+        return parallel_map(
+            lambda leader: kernels.work(
+                leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.atoms,
+                self.patch, self.low, self.weights, self.by_position, self.sh, self.sw, self.rows, self.columns,
+                self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms, self.begin, self.count,
+                self.key, self.slot,
+                self.cell, self.tension, self.r, flat, sums, enough, tol, max_iter, _ROUNDS, _PASSES, result,
+            ),
+            [True] + [False] * helpers,
+        )[0]  # fmt: skip
+
+    def _solution(self, primal, gap, n_iter):
+        held = np.repeat(np.arange(self.count.size), self.count)
+        at = np.arange(held.size) - np.repeat(np.cumsum(self.count) - self.count, self.count) + self.begin[held]
+        at, signal = at[self.slot[0, at] != 0], self.signal[held[self.slot[0, at] != 0]]
+        order = np.lexsort((self.key[at], signal))
+        start = np.concatenate([[0], np.cumsum(np.bincount(signal, minlength=len(self.y)))])
+        value = (self.slot[0, at[order]] * self.unit).astype(self.dtype)
+        codes = SparseCodes(self.shape, start.astype(np.int64), self.key[at[order]], value)
+        return Solution(codes, primal * self.unit**2, np.maximum(gap, 0) * self.unit**2, n_iter)

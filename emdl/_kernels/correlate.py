@@ -32,10 +32,10 @@ def tile_width(K, w, sh, sw, columns):
 
 @jit
 def correlate(r, bank, K, w, sh, sw, i0, i1, j0, j1, out):
-    """Write the correlation of K atoms with `r` (C, H, W) at the code positions [i0, i1) x [j0, j1) to `out`.
+    """Write the correlation of K atoms with `r` (C, H, W) at positions [i0, i1) x [j0, j1) to `out`.
 
-    `bank` comes from `pack_atoms`, `w` is the width of the atoms before. Row k of `out` (K', >= rows * tile_width) belongs
-    to atom k; position (i, j) of the tile stands at ``i * tile_width + j``.
+    `bank` comes from `pack_atoms`, `w` is the width of the atoms before. Row k of `out` (K', >= rows * tile_width) is
+    of atom k; position (i, j) of the tile stands at ``i * tile_width + j``.
     """
     if K >= FEW and sh == 1 and sw == 1:
         _correlate_strip(r, bank, i0, i1, j0, j1, out)

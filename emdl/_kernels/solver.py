@@ -1,146 +1,479 @@
-"""Coordinate descent on an active set, with a duality gap certificate."""
+"""Coordinate descent on active codes, tile by tile and cell by cell, with a duality gap certificate.
+
+The code positions of each signal are cut into *cells* no shorter than an atom, so that codes act on their own cell and
+on the eight around it only, and cells are gathered into ``n_rows`` x ``n_columns`` *tiles*; tile t of signal s has the
+number ``(s * n_rows + row) * n_columns + column``. It owns the samples from its first position on to the next tile's,
+and a list of *slots*, its active codes, sorted by cell: entries ``begin[t]`` to ``begin[t] + count[t]`` of the arrays
+
+    key    int64        position * K + atom, within the signal
+    slot   float64      (4, capacity): code z, its penalty, squared norm of its atom and one over that
+
+``cell`` (2, n_cells) holds where the slots of each cell begin and end, ``tension`` (n_cells) by how much its codes may
+violate their conditions, in units of the penalty; only cells whose tension is too high are worked on. Tiles that are
+not neighbours do not meet, so four colours of tiles, one after the other, can be shared among threads without changing
+a bit of the result. Codes and sums are float64; signals, atoms and correlations have the dtype of the data.
+"""
 
 import numpy as np
 
+from emdl._kernels.atomic import fetch_add, load, store
 from emdl._kernels.compiler import jit
-from emdl._kernels.planes import add_atom, analyze, correlate_atom
+from emdl._kernels.correlate import correlate, tile_width
+from emdl._kernels.patches import add_patch, dot_patch
+
+NEAR, FALL = 0.9, 0.5  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
+INNER, LOCAL = 0.05, 5  # violation left by the updates between two sweeps; passes over a cell at a time
+PATIENCE = 25  # sweeps without a better gap before a signal is given up
 
 
 @jit
-def energy(r):
-    """Return ||r||^2, summed in float64."""
-    total = 0.0
-    for x in r.ravel():
-        total += np.float64(x) * np.float64(x)
-    return total
+def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums):
+    """Write r = scale * y - D z at the samples that tile t owns, and ``sums[:, t] = ||r||^2, <y, r>, penalty``."""
+    K, C, h, w = D.shape
+    H, W = y.shape[2:]
+    n_rows, n_columns = rows.size - 1, columns.size - 1
+    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
+    top, left = rows[gi] * sh, columns[gj] * sw
+    bottom = H if gi == n_rows - 1 else rows[gi + 1] * sh
+    right = W if gj == n_columns - 1 else columns[gj + 1] * sw
+    own = np.empty((C, bottom - top, right - left))
+    for c in range(C):
+        for i in range(bottom - top):
+            for j in range(right - left):
+                own[c, i, j] = scale * np.float64(y[s, c, top + i, left + j])
+    penalty = 0.0
+    for up in range(2):
+        for back in range(2):
+            if gi - up < 0 or gj - back < 0:
+                continue
+            other = t - up * n_columns - back
+            for m in range(begin[other], begin[other] + count[other]):
+                z, k, p = slot[0, m], key[m] % K, key[m] // K
+                i, j = p // PW * sh - top, p % PW * sw - left
+                if up + back == 0:
+                    penalty += slot[1, m] * abs(z)
+                if i + h <= 0 or j + w <= 0:
+                    continue
+                a0, a1, b0, b1 = max(0, -i), min(h, bottom - top - i), max(0, -j), min(w, right - left - j)
+                for c in range(C):
+                    for a in range(a0, a1):
+                        for b in range(b0, b1):
+                            own[c, i + a, j + b] -= z * np.float64(D[k, c, a, b])
+    energy, cross = 0.0, 0.0
+    for c in range(C):
+        for i in range(bottom - top):
+            for j in range(right - left):
+                e = own[c, i, j]
+                if mask.size:
+                    e *= mask[s, c, top + i, left + j]
+                energy += e * e
+                cross += e * scale * np.float64(y[s, c, top + i, left + j])
+                r[s, c, top + i, left + j] = e
+    sums[0, t], sums[1, t], sums[2, t] = energy, cross, penalty
 
 
 @jit
-def sweep(r, bank, w, penalty, sh, sw, positive, active, bh, bw, buffer, found):
-    """Return the largest correlation over penalty, and the worst violator among the idle codes of each block.
-
-    `found` receives (i * PW + j) * K + k, one for each block of bh x bw positions; the second value returned counts them.
-    """
-    K, PH, PW = active.shape
-    n_found, largest = 0, 0.0
-    blocks = (PW + bw - 1) // bw
-    best, place = np.zeros(blocks), np.zeros(blocks, np.int64)
-    for top in range(0, PH, bh):
-        best[:] = 1.0
-        for i in range(top, min(top + bh, PH)):
-            analyze(r, bank, K, w, sh, sw, i, i + 1, 0, PW, buffer)
-            for k in range(K):
-                row, scale = buffer[k, i], 1.0 / penalty[k]
-                for block in range(blocks):
-                    high = 0.0
-                    for j in range(block * bw, min(block * bw + bw, PW)):
-                        high = max(high, np.float64(row[j] if positive else abs(row[j])))
-                    largest = max(largest, high * scale)
-                    if high * scale > best[block]:
-                        for j in range(block * bw, min(block * bw + bw, PW)):
-                            v = np.float64(row[j] if positive else abs(row[j])) * scale
-                            if v > best[block] and not active[k, i, j]:
-                                best[block], place[block] = v, (i * PW + j) * K + k
-        for block in range(blocks):
-            if best[block] > 1.0:
-                found[n_found] = place[block]
-                n_found += 1
-    return largest, n_found
+def sweep(
+    t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
+    norms, begin, count, key, slot, cell, tension, sums, c, high,
+):  # fmt: skip
+    """Write the largest |correlation| / penalty of tile t to ``sums[3, t]``; give slots to idle codes that violate."""
+    K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
+    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
+    filled = begin[t]
+    for m in range(begin[t], begin[t] + count[t]):
+        if slot[0, m] != 0:
+            key[filled] = key[m]
+            for f in range(4):
+                slot[f, filled] = slot[f, m]
+            filled += 1
+    top, active = 0.0, filled
+    for i in range(rows[gi], rows[gi + 1], size[0]):
+        for j in range(columns[gj], columns[gj + 1], size[1]):
+            tension[cell_of(s, i, j, PH, PW, size)] = 0
+    first = s * PH * PW if by_position else -1
+    for i0 in range(rows[gi], rows[gi + 1], low):
+        i1, j0, j1 = min(i0 + low, rows[gi + 1]), columns[gj], columns[gj + 1]
+        width = tile_width(K, D.shape[3], sh, sw, j1 - j0)
+        n = (i1 - i0) * width
+        correlate(r[s], bank, K, D.shape[3], sh, sw, i0, i1, j0, j1, c)
+        for m in range(begin[t], active):
+            k, i, j = key[m] % K, key[m] // K // PW, key[m] // K % PW
+            if i0 <= i < i1:
+                at = (i - i0) * width + j - j0
+                pull = np.float64(c[k, at]) / slot[1, m]
+                top = max(top, pull if positive else abs(pull))
+                g = cell_of(s, i, j, PH, PW, size)
+                tension[g] = max(tension[g], abs(pull - (1 if slot[0, m] > 0 else -1)))
+                c[k, at] = 0
+        for p in range(n):
+            high[p] = 0
+        for k in range(K):
+            row = c[k]
+            if by_position:
+                for i in range(i1 - i0):
+                    for j in range(j1 - j0):
+                        row[i * width + j] /= weights[first + (i0 + i) * PW + j0 + j, k]
+            scale = r.dtype.type(1 if by_position else 1 / weights[0, k])
+            for p in range(n):
+                value = row[p] * scale if positive else abs(row[p]) * scale
+                row[p] = value
+                high[p] = value if value > high[p] else high[p]
+        top = max(top, limits(i1 - i0, j1 - j0, width, bh, bw, high))
+        for k in range(K):
+            row = c[k]
+            for p0 in range(0, n, 64):
+                stop, hits = min(p0 + 64, n), 0
+                for p in range(p0, stop):
+                    hits += row[p] > high[p]
+                if hits == 0:
+                    continue
+                for p in range(p0, stop):
+                    if row[p] > high[p]:
+                        i, j = i0 + p // width, j0 + p % width
+                        g = cell_of(s, i, j, PH, PW, size)
+                        tension[g] = max(tension[g], row[p] - 1)
+                        if filled < begin[t + 1]:
+                            key[filled] = (i * PW + j) * K + k
+                            slot[0, filled] = 0
+                            set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, filled, slot)
+                            filled += 1
+    count[t] = filled - begin[t]
+    sums[3, t] = top
+    sort_slots(
+        s, rows[gi], rows[gi + 1], columns[gj], columns[gj + 1], begin[t], filled, K, PH, PW, size, key, slot, cell
+    )
 
 
 @jit
-def descend(r, D, norms, penalty, sh, sw, positive, z, index, n_active):
-    """Update each active code once, exactly and in turn; return the decrease of half the squared error plus penalty."""
-    K, PW = D.shape[0], z.shape[2]
-    gain = 0.0
-    for m in range(n_active):
-        k, p = index[m] % K, index[m] // K
-        i, j = p // PW, p % PW
-        if norms[k] == 0:
+def cell_of(s, i, j, PH, PW, size):
+    """Return the cell of a code position of signal s."""
+    down, across = (PH + size[0] - 1) // size[0], (PW + size[1] - 1) // size[1]
+    return (s * down + i // size[0]) * across + j // size[1]
+
+
+@jit
+def sort_slots(s, i0, i1, j0, j1, start, stop, K, PH, PW, size, key, slot, cell):
+    """Sort the slots of a tile by cell."""
+    old_key, old_slot = key[start:stop].copy(), slot[:, start:stop].copy()
+    for i in range(i0, i1, size[0]):
+        for j in range(j0, j1, size[1]):
+            cell[1, cell_of(s, i, j, PH, PW, size)] = 0
+    for q in range(stop - start):
+        p = old_key[q] // K
+        cell[1, cell_of(s, p // PW, p % PW, PH, PW, size)] += 1
+    at = start
+    for i in range(i0, i1, size[0]):
+        for j in range(j0, j1, size[1]):
+            g = cell_of(s, i, j, PH, PW, size)
+            at += cell[1, g]
+            cell[0, g] = cell[1, g] = at - cell[1, g]
+    for q in range(stop - start):
+        p = old_key[q] // K
+        g = cell_of(s, p // PW, p % PW, PH, PW, size)
+        m = cell[1, g]
+        key[m] = old_key[q]
+        for f in range(4):
+            slot[f, m] = old_slot[f, q]
+        cell[1, g] = m + 1
+
+
+@jit
+def limits(rows, columns, width, bh, bw, high):
+    """Return the largest of `high`, and replace each by the limit above which a code of its block gets a slot."""
+    top = 0.0
+    for bi in range(0, rows, bh):
+        for bj in range(0, columns, bw):
+            best = 1.0
+            for i in range(bi, min(bi + bh, rows)):
+                for j in range(bj, min(bj + bw, columns)):
+                    best = max(best, np.float64(high[i * width + j]))
+            top = max(top, best)
+            for i in range(bi, min(bi + bh, rows)):
+                for j in range(bj, min(bj + bw, columns)):
+                    high[i * width + j] = NEAR + FALL * (best - 1)
+    for i in range(rows):
+        for j in range(columns, width):
+            high[i * width + j] = np.inf
+    return top
+
+
+@jit
+def set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, m, slot):
+    """Write penalty and norm of atom k at position (i, j) to slot m; first < 0: one penalty for each atom."""
+    norm = norms[k]
+    if mask.size:
+        norm = 0.0
+        for c in range(D.shape[1]):
+            for a in range(D.shape[2]):
+                for b in range(D.shape[3]):
+                    norm += np.float64(D[k, c, a, b]) ** 2 * mask[s, c, i * sh + a, j * sw + b]
+    slot[1, m] = weights[first + i * PW + j if first >= 0 else 0, k]
+    slot[2, m] = norm
+    slot[3, m] = 1 / norm if norm > 0 else 0.0
+
+
+@jit
+def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, columns, PH, PW, begin, count, key, slot):
+    """Put the codes of signal s into the slots of its tiles; with begin[-1] == 0 only count them."""
+    K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
+    for q in range(index.size):
+        if value[q] == 0:
             continue
-        old = z[k, i, j]
-        u = old * norms[k] + correlate_atom(r, D, k, i * sh, j * sw)
-        new = max(abs(u) - penalty[k], D.dtype.type(0)) / norms[k]
-        if u < 0:
-            new = D.dtype.type(0) if positive else -new
-        step = new - old
-        if step != 0:
-            z[k, i, j] = new
-            add_atom(r, D, k, i * sh, j * sw, -step)
-            gain += 0.5 * norms[k] * np.float64(step) * np.float64(step)
-    return gain
+        p = index[q] // K
+        i, j = p // PW, p % PW
+        gi = np.searchsorted(rows, i, side="right") - 1
+        gj = np.searchsorted(columns, j, side="right") - 1
+        t = (s * n_rows + gi) * n_columns + gj
+        if begin[-1] > 0:
+            m = begin[t] + count[t]
+            key[m], slot[0, m] = index[q], value[q]
+            set_slot(
+                D, mask, weights, norms, s, s * PH * PW if by_position else -1, i, j, sh, sw, PW, index[q] % K, m, slot
+            )
+        count[t] += 1
 
 
 @jit
-def solve(y, D, bank, norms, penalty, sh, sw, positive, tol, max_iter, z):
-    """Minimise half the squared error plus penalty over the codes z (K, PH, PW) of one signal, in place.
-
-    Returns ``(index, value, primal, gap, n_sweeps)``: sorted non-zeros, objective in units of half a squared error, certified gap.
-    """
-    K, PH, PW = z.shape
-    h, w = D.shape[2:]
-    bh, bw = max(1, h // (2 * sh)), max(1, w // (2 * sw))
-    active = z != 0
-    index = np.empty(max(1024, 2 * active.sum()), np.int64)
-    n_active = 0
-    for i in range(PH):
-        for j in range(PW):
-            for k in range(K):
-                if active[k, i, j]:
-                    index[n_active] = (i * PW + j) * K + k
-                    n_active += 1
-    found = np.empty(((PH + bh - 1) // bh) * ((PW + bw - 1) // bw), np.int64)
-    buffer = np.empty((K, PH, PW), D.dtype)
-    r = y.copy()
-    half = 0.5 * energy(y)
-    primal, gap, n_sweeps, inner = half, np.inf, 0, 0.1
-    for n_sweeps in range(1, max_iter + 1):
-        r[:] = y
-        l1, cross = 0.0, 0.0
-        for m in range(n_active):
-            k, p = index[m] % K, index[m] // K
-            v = z[k, p // PW, p % PW]
-            l1 += penalty[k] * abs(np.float64(v))
-            add_atom(r, D, k, (p // PW) * sh, (p % PW) * sw, -v)
-        for c in range(y.shape[0]):
-            for i in range(y.shape[1]):
-                for j in range(y.shape[2]):
-                    cross += np.float64(y[c, i, j]) * np.float64(r[c, i, j])
-        largest, n_found = sweep(r, bank, w, penalty, sh, sw, positive, active, bh, bw, buffer, found)
-        e = energy(r)
-        primal = 0.5 * e + l1
-        a = min(1.0 / largest, max(0.0, cross / e)) if largest > 0 and e > 0 else 1.0
-        # dual value: half ||y||^2 - half ||y - a r||^2
-        before, gap = gap, primal - a * cross + 0.5 * a * a * e
-        if gap <= tol * primal:
+def descend(
+    s, i0, i1, j0, j1, r, corner, atoms, patch, mask, K, sh, sw, width, PH, PW, size, positive, passes, enough,
+    key, slot, cell, tension,
+):  # fmt: skip
+    """Update the codes of those cells of a tile whose tension is more than `enough`, each exactly and in turn."""
+    length = patch.size * 8
+    down, across = (PH + size[0] - 1) // size[0], (PW + size[1] - 1) // size[1]
+    for _ in range(passes):
+        dirty = False
+        for i in range(i0, i1, size[0]):
+            for j in range(j0, j1, size[1]):
+                g = cell_of(s, i, j, PH, PW, size)
+                if tension[g] <= enough:
+                    continue
+                moved, worst = 0.0, 0.0
+                for turn in range(LOCAL):
+                    worst = 0.0
+                    for m in range(cell[0, g], cell[1, g]):
+                        old = slot[0, m]
+                        if old == 0 and turn > 0:
+                            continue
+                        k, p = key[m] % K, key[m] // K
+                        at = corner + p // PW * sh * width + p % PW * sw
+                        inverse = slot[3, m]
+                        u = old + np.float64(dot_patch(r, at, patch, atoms, k * length)) * inverse
+                        new = max(abs(u) - slot[1, m] * inverse, 0.0)
+                        if u < 0:
+                            new = 0.0 if positive else -new
+                        step = r.dtype.type(new - old)
+                        if step != 0:
+                            slot[0, m] = old + np.float64(step) if new != 0 else 0.0
+                            add_patch(r, at, patch, atoms, k * length, -step)
+                            if mask.size:
+                                for row in patch:
+                                    for lane in range(8):
+                                        r[at + row + lane] *= mask[at + row + lane]
+                            worst = max(worst, abs(new - old) * slot[2, m] / slot[1, m])
+                    if worst <= enough:
+                        break
+                    moved = max(moved, worst)
+                tension[g] = worst
+                if moved > 0:
+                    dirty = True
+                    a, b = i // size[0], j // size[1]
+                    for u in range(max(0, a - 1), min(down, a + 2)):
+                        for v in range(max(0, b - 1), min(across, b + 2)):
+                            if u != a or v != b:
+                                other = (s * down + u) * across + v
+                                tension[other] = max(tension[other], moved)
+        if not dirty:
             break
-        if n_found == 0 or gap > 0.5 * before:
-            inner *= 0.3
-        if n_active + n_found > index.size:
-            grown = np.empty(2 * (n_active + n_found), np.int64)
-            grown[:n_active] = index[:n_active]
-            index = grown
-        for m in range(n_found):
-            k, p = found[m] % K, found[m] // K
-            active[k, p // PW, p % PW] = True
-            index[n_active] = found[m]
-            n_active += 1
-        index[:n_active].sort()
-        for _ in range(50):
-            gain = descend(r, D, norms, penalty, sh, sw, positive, z, index, n_active)
-            kept = 0
-            for m in range(n_active):
-                k, p = index[m] % K, index[m] // K
-                if z[k, p // PW, p % PW] != 0:
-                    index[kept] = index[m]
-                    kept += 1
-                else:
-                    active[k, p // PW, p % PW] = False
-            n_active = kept
-            if gain <= inner * max(0.1 * gap, tol * primal):
+
+
+@jit
+def work(
+    leader, control, todo, y, scale, mask, masks, D, bank, atoms, patch, low, weights, by_position, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, norms, begin, count, key, slot, cell, tension,
+    r, flat, sums, enough, tol, max_iter, rounds, passes, result,
+):  # fmt: skip
+    """Minimise: the leader decides what comes next, and all workers take tiles from its list until it is done.
+
+    ``control`` holds the ticket counter, the number of finished tiles and what to do.
+    """
+    K = D.shape[0]
+    high_rows, wide = 0, 0
+    for i in range(rows.size - 1):
+        high_rows = max(high_rows, rows[i + 1] - rows[i])
+    for j in range(columns.size - 1):
+        wide = max(wide, columns[j + 1] - columns[j])
+    most = min(low, high_rows) * tile_width(K, D.shape[3], sh, sw, wide)
+    c, high = np.empty((bank.shape[0], most), r.dtype), np.empty(most, r.dtype)
+    state = np.zeros(8, np.int64)
+    state[0] = -1
+    n = 0
+    seen = np.int64(0)
+    while True:
+        if leader:
+            n = plan(
+                state,
+                todo,
+                rows.size - 1,
+                columns.size - 1,
+                begin,
+                count,
+                sums,
+                PH,
+                PW,
+                size,
+                rows,
+                columns,
+                tension,
+                enough,
+                tol,
+                max_iter,
+                rounds,
+                result,
+            )
+            control[1 + 2] = state[0]
+            store(control, 1, 0)
+            phase = (np.int64(load(control, 0)) >> 40) + 1
+            store(control, 0, (phase << 40) | (np.int64(n) << 20))
+        else:
+            while (load(control, 0) >> 40) == seen:
+                pass
+        while True:
+            ticket = fetch_add(control, 0, 1)
+            seen = ticket >> 40
+            total, place = (ticket >> 20) & 1048575, ticket & 1048575
+            if place >= total:
                 break
-    value = np.empty(n_active, D.dtype)
-    for m in range(n_active):
-        k, p = index[m] % K, index[m] // K
-        value[m] = z[k, p // PW, p % PW]
-    return index[:n_active].copy(), value, primal, gap, n_sweeps
+            t, what = todo[place], control[3]
+            s = t // ((rows.size - 1) * (columns.size - 1))
+            if what == 0:
+                refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums)
+            elif what == 1:
+                sweep(
+                    t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw,
+                    low, norms, begin, count, key, slot, cell, tension, sums, c, high,
+                )  # fmt: skip
+            else:
+                i, j = t // (columns.size - 1) % (rows.size - 1), t % (columns.size - 1)
+                descend(
+                    s, rows[i], rows[i + 1], columns[j], columns[j + 1], flat, s * (flat.size // y.shape[0]),
+                    atoms, patch, masks, K, sh, sw, r.shape[3], PH, PW, size, positive, passes, enough[s],
+                    key, slot, cell, tension,
+                )  # fmt: skip
+            fetch_add(control, 1, 1)
+        if total == 0:
+            break
+        if leader:
+            while load(control, 1) < n:
+                pass
+    return state
+
+
+@jit
+def plan(
+    state, todo, n_rows, n_columns, begin, count, sums, PH, PW, size, rows, columns, tension, enough,
+    tol, max_iter, rounds, result,
+):  # fmt: skip
+    """Write the tiles to work on next to `todo` and return their number, 0 at the end.
+
+    state: 0 what comes (0 refresh, 1 sweep, 2 descend), 1 number of sweeps, 2 round, 3 colour, 4 tiles worked on in
+    this round, 5 whether a tile is full. result: for each signal primal, gap, whether it is done, the largest
+    correlation, the best gap and the number of sweeps since.
+    """
+    per_signal = n_rows * n_columns
+    if state[0] < 0:
+        state[0] = 0
+        return _unfinished(todo, per_signal, result)
+    if state[0] == 0:
+        state[0] = 1
+        state[1] += 1
+        return _unfinished(todo, per_signal, result)
+    if state[0] == 1:
+        certify(per_signal, sums, tol, result)
+        left = _unfinished(todo, per_signal, result)
+        if left == 0 or state[1] >= max_iter:
+            return 0
+        for q in range(left):
+            t = todo[q]
+            state[5] |= begin[t] + count[t] == begin[t + 1]
+        for s in range(enough.size):
+            enough[s] = max(INNER * (result[3, s] - 1), 0.2 * tol)
+        state[0], state[2], state[3], state[4] = 2, 0, -1, 1
+    while state[2] < rounds:
+        state[3] += 1
+        if state[3] == 4:
+            if state[4] == 0:
+                break
+            state[2] += 1
+            state[3] = state[4] = 0
+        n = 0
+        for t in range(count.size):
+            i, j = t // n_columns % n_rows, t % n_columns
+            s = t // per_signal
+            if 2 * (i % 2) + j % 2 != state[3] or result[2, s]:
+                continue
+            if _is_dirty(s, rows[i], rows[i + 1], columns[j], columns[j + 1], PH, PW, size, tension, enough[s]):
+                todo[n] = t
+                n += 1
+        state[4] += n
+        if n:
+            return n
+    if state[5]:
+        return 0
+    state[0] = 0
+    return _unfinished(todo, per_signal, result)
+
+
+@jit
+def _is_dirty(s, i0, i1, j0, j1, PH, PW, size, tension, enough):
+    for i in range(i0, i1, size[0]):
+        for j in range(j0, j1, size[1]):
+            if tension[cell_of(s, i, j, PH, PW, size)] > enough:
+                return True
+    return False
+
+
+@jit
+def _unfinished(todo, per_signal, result):
+    n = 0
+    for s in range(result.shape[1]):
+        if not result[2, s]:
+            for t in range(s * per_signal, (s + 1) * per_signal):
+                todo[n] = t
+                n += 1
+    return n
+
+
+@jit
+def certify(per_signal, sums, tol, result):
+    """Write primal and gap of every signal that is not done: the dual value is half ||y||^2 - half ||y - a r||^2."""
+    for s in range(result.shape[1]):
+        if result[2, s]:
+            continue
+        energy, cross, penalty, largest = 0.0, 0.0, 0.0, 1.0
+        for t in range(s * per_signal, (s + 1) * per_signal):
+            energy += sums[0, t]
+            cross += sums[1, t]
+            penalty += sums[2, t]
+            largest = max(largest, sums[3, t])
+        a = min(max(cross / energy, 0.0), 1 / largest) if energy > 0 else 0.0
+        primal = 0.5 * energy + penalty
+        gap = primal - a * cross + 0.5 * a * a * energy
+        result[0, s], result[1, s], result[3, s] = primal, gap, largest
+        if gap < 0.8 * result[4, s] or result[4, s] == 0:
+            result[4, s], result[5, s] = gap, 0
+        else:
+            result[5, s] += 1
+        result[2, s] = gap <= tol * primal or result[5, s] >= PATIENCE
+
+
+@jit
+def move(begin, count, key, slot, new_begin, new_key, new_slot):
+    """Copy the slots of all tiles to new places."""
+    for t in range(count.size):
+        shift = new_begin[t] - begin[t]
+        for m in range(begin[t], begin[t] + count[t]):
+            new_key[m + shift] = key[m]
+            for f in range(4):
+                new_slot[f, m + shift] = slot[f, m]

@@ -1,0 +1,40 @@
+"""Counters that several threads share: numba has no atomic operations of its own."""
+
+from numba import types
+from numba.extending import intrinsic
+
+
+def _place(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+@intrinsic
+def fetch_add(typingctx, counters, index, amount):
+    """Add `amount` to a counter and return what it was before."""
+
+    def generate(context, builder, signature, args):
+        return builder.atomic_rmw("add", _place(context, builder, signature, args), args[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def load(typingctx, counters, index):
+    """Return a counter, and see what was written before it was stored."""
+
+    def generate(context, builder, signature, args):
+        return builder.load_atomic(_place(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def store(typingctx, counters, index, value):
+    """Set a counter, after all that was written before."""
+
+    def generate(context, builder, signature, args):
+        builder.store_atomic(args[2], _place(context, builder, signature, args), "seq_cst", 8)
+        return context.get_constant(types.int64, 0)
+
+    return types.int64(counters, types.int64, types.int64), generate
