@@ -1,10 +1,11 @@
 """The unrolled encoder: seconds and memory of the forward and backward pass, and what each gradient is good for.
 
-python benchmarks/unrolled.py                     all tables and the plot
-python benchmarks/unrolled.py --part cases        one of: cases, memory, scaling, recovery
+python benchmarks/run.py --suite unrolled                     all tables and the plot
+python benchmarks/run.py --suite unrolled --part cases        one of: cases, memory, scaling, recovery
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import platform
@@ -21,7 +22,7 @@ from emdl import backward, lipschitz, metrics, simulate, unroll
 from emdl.backend import n_threads
 from emdl.gradients import backward_full, implicit, reconstruction_loss
 from emdl.optim import normalize_atoms
-from emdl.unrolled import unroll_full
+from emdl.unrolled import momenta, unroll_full
 
 # targets in seconds: forward, forward and backward
 TARGETS = {
@@ -167,22 +168,60 @@ def scaling(repeats=3):
         "atoms, picture": [(K, measure(picture(128, K=K), repeats)) for K in (8, 16, 32, 64, 128)],
     }
     found["share"] = []
-    for share in (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9):
+    for share in (0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.9):
         arguments = picture(128, share=share, n_iter=10)
-        found["share"].append((share, measure(arguments, repeats) | {"arrays": by_arrays(arguments)}))
+        g_z = np.ones(unroll(**arguments).codes.shape, np.float32)
+        dense = seconds(functools.partial(by_products, arguments, g_z), repeats)
+        found["share"].append((share, measure(arguments, repeats) | {"products": dense}))
     return found
 
 
+def by_products(arguments, g_z):
+    """Return the codes and the gradient of D of a dense network, by matrix products, for one picture."""
+    y, step = arguments["y"][0, 0], np.float32(arguments["step"])
+    K, s = len(arguments["D"]), arguments["D"].shape[-1]
+    D, beta = arguments["D"].reshape(K, -1), momenta(arguments["n_iter"])
+    zero = np.zeros_like(g_z).reshape(K, -1)
+    codes = [zero, zero]
+    for b in beta:
+        w = codes[-1] + np.float32(b) * (codes[-1] - codes[-2])
+        u = w + step * (D @ patches_of(y - add_patches(D.T @ w, y.shape, s), s))
+        codes.append(np.sign(u) * np.maximum(np.abs(u) - np.float32(arguments["theta"]), 0))
+    g, g_before, g_D = g_z.reshape(K, -1), zero, 0
+    for t in reversed(range(len(beta))):
+        b = np.float32(beta[t])
+        w = codes[t + 1] + b * (codes[t + 1] - codes[t])
+        g_u = g * (codes[t + 2] != 0)
+        q = patches_of(add_patches(D.T @ g_u, y.shape, s), s)
+        g_D = g_D + step * (g_u @ patches_of(y - add_patches(D.T @ w, y.shape, s), s).T - w @ q.T)
+        g_w = g_u - step * (D @ q)
+        g, g_before = g_before + (1 + b) * g_w, -b * g_w
+    return codes[-1], g_D
+
+
+def patches_of(x, s):
+    """Return all s x s patches of a picture as the columns of a matrix."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, (s, s))
+    return np.ascontiguousarray(windows.transpose(2, 3, 0, 1)).reshape(s * s, -1)
+
+
+def add_patches(columns, shape, s):
+    """Return the picture that overlapping patches add up to, the adjoint of `patches_of`."""
+    rows, width = shape[0] - s + 1, shape[1] - s + 1
+    out = np.zeros(shape, columns.dtype)
+    for i, column in enumerate(columns):
+        out[i // s : i // s + rows, i % s : i % s + width] += column.reshape(rows, width)
+    return out
+
+
 def by_arrays(arguments):
-    """Return the seconds of forward and backward by the array version, once."""
+    """Go forward and backward once by the array version."""
     full = dict(arguments)
     stride = (full.pop("stride"),) * (full["y"].ndim - 2)
     positive = full.pop("positive")
-    start = time.perf_counter()
     theta = np.float32(full.pop("theta"))
     trace = unroll_full(full["y"], full["D"], theta, full["step"], full["n_iter"], positive, stride, dense=True)
     backward_full(trace, np.ones(trace.codes.shape, np.float32))
-    return time.perf_counter() - start
 
 
 ESTIMATORS = ("decoder", "last quarter", "unrolled", "implicit")
@@ -252,7 +291,11 @@ def table(results):
         for name, rows in results["scaling"].items():
             cells = [
                 f"{x:g}: {1e3 * m['forward'][0]:.1f}, {1e3 * m['both'][0]:.1f}"
-                + (f" (array version {1e3 * m['arrays']:.0f})" if "arrays" in m else "")
+                + (
+                    f" (processor {1e3 * m['both'][2]:.1f}, dense {1e3 * m['products'][2]:.1f})"
+                    if "products" in m
+                    else ""
+                )
                 for x, m in rows
             ]
             lines.append(f"| {name} | {'; '.join(cells)} |")
@@ -272,12 +315,13 @@ def plot(results, path):
     names = list(results["scaling"])
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), layout="constrained", sharey=True)
     for ax, name in zip(axes, names, strict=True):
-        x = [row[0] for row in results["scaling"][name]]
+        rows, which = results["scaling"][name], 2 if name == "share" else 0  # one thread against two: processor seconds
+        x = [row[0] for row in rows]
         for key, label in (("forward", "forward"), ("both", "forward and backward")):
-            ax.loglog(x, [row[1][key][0] for row in results["scaling"][name]], "o-", label=label)
+            ax.loglog(x, [row[1][key][which] for row in rows], "o-", label=label)
         if name == "share":
-            ax.loglog(x, [row[1]["arrays"] for row in results["scaling"][name]], "k--", label="array version")
-        ax.set(xlabel=name, title="")
+            ax.loglog(x, [row[1]["products"][which] for row in rows], "k--", label="both, dense products")
+        ax.set(xlabel="share of non-zeros (processor s)" if name == "share" else name)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
     axes[-1].legend(frameon=False)
@@ -293,12 +337,12 @@ PARTS = {
 }
 
 
-def main():
+def main(arguments=None, folder=pathlib.Path()):
+    """Run the parts asked for, print their tables, leave unrolled.json and unrolled.png in the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="one part alone")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("unrolled"), help="file name without suffix")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.memory_of:
         print(json.dumps(memory(*given.memory_of)))
         return
@@ -307,9 +351,9 @@ def main():
     for name in [given.part] if given.part else PARTS:
         results[name] = PARTS[name]()
         print(table({name: results[name]}), flush=True)
-    given.out.with_suffix(".json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (folder / "unrolled.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     if "scaling" in results:
-        plot(results, given.out.with_suffix(".png"))
+        plot(results, folder / "unrolled.png")
 
 
 if __name__ == "__main__":
