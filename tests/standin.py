@@ -59,6 +59,7 @@ _ONE_AT_A_TIME = threading.Lock()
 class ndarray:
     """An array on the imagined device."""
 
+    __module__ = "cupy"
     __slots__ = ("_a",)
     __array_ufunc__ = None  # a NumPy scalar leaves the operation to this class; a NumPy array is refused below
     __hash__ = None

@@ -14,6 +14,7 @@ from emdl.backend import array_module, code_positions
 
 THREADS, PER, BANK = 128, 4, 8  # as in planes.cu
 SHARED_BYTES = 48 * 1024  # what every device since 2010 gives a block without asking
+_BLOCKS = 4096  # of a correlation, about: enough for the largest device; fixed, so that bits do not depend on it
 _TRANSFORM_COST = 8.0  # of an operation of a transform, which memory limits, in operations of a direct sum; an estimate
 
 
@@ -157,7 +158,7 @@ def correlate(z, r, lags, origin, stride):
     channels = max(1, min(C, THREADS * PER // (h * w), fits))
     groups = -(-C // channels) * -(-channels * h * w // (THREADS * PER))
     tiles = _tiles(n, PH, PW, rows, columns)
-    per_chunk = max(1, tiles * K * groups // 4096)  # blocks enough for the largest device, whatever this one is
+    per_chunk = max(1, tiles * K * groups // _BLOCKS)
     partial = cupy.empty((-(-tiles // per_chunk), K, C, *lags), np.float64)
     _launch(
         cupy, "correlate", z.dtype, (len(partial), K, groups), (_plain(z), _plain(r), partial),
