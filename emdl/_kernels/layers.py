@@ -24,6 +24,7 @@ from emdl._kernels.vectors import (
     mix_rows,
     outside,
     read_rows,
+    read_write_rows,
     sum_tile,
     write_rows,
 )
@@ -329,8 +330,7 @@ def backward(
                     slope = dense[code] - step * read_rows(g, at, patch, synthesis, k * size, flat_s, -step * value[m])
                     here[m - origin] = slope
                 g_theta[k] -= np.float64(slope) if value[m] > 0 else -np.float64(slope)
-                dot = read_rows(r, at, patch, analysis, k * size, flat_a, step * slope)
-                write_rows(made, place, rows, analysis, k * size, slope)
+                dot = read_write_rows(r, at, patch, analysis, k * size, flat_a, step * slope, made, place, rows, slope)
                 g_step[band] += np.float64(slope) * np.float64(dot)
                 if lean:
                     write_rows(g_y, place, rows, analysis, k * size, step * slope)

@@ -128,6 +128,45 @@ def write_rows(typingctx, image, base, rows, atoms, at, weight):
 
 
 @intrinsic
+def read_write_rows(typingctx, image, base, rows, atoms, at, gradient, weight, out, place, places, code):
+    """Do as `read_rows`, and add `code` times the atom to the patch of `out` at `place`, whose rows are `places`."""
+
+    def generate(context, builder, signature, args):
+        kind = signature.args[0]
+        vector, size = _row_vector(kind)
+        x, d, g, o = (_pointer(context, builder, kind, args[i]) for i in (0, 3, 5, 7))
+        offsets, others = (_pointer(context, builder, signature.args[i], args[i]) for i in (2, 9))
+        count = context.make_array(signature.args[2])(context, builder, args[2]).nitems
+        factor, value = (_splat(builder, args[i], vector) for i in (6, 10))
+        total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * ROW))
+        with cgutils.for_range(builder, count) as loop:
+            here = builder.add(args[1], builder.load(builder.gep(offsets, [loop.index])))
+            made = builder.add(args[8], builder.load(builder.gep(others, [loop.index])))
+            there = builder.add(args[4], builder.mul(loop.index, ir.Constant(_INT, ROW)))
+            patch, atom = _load(builder, x, here, vector, size), _load(builder, d, there, vector, size)
+            builder.store(_multiply_add(builder, patch, atom, builder.load(total)), total)
+            for data, index, factors, numbers in ((g, there, factor, patch), (o, made, value, atom)):
+                changed = _multiply_add(builder, factors, numbers, _load(builder, data, index, vector, size))
+                _store(builder, changed, data, index, vector, size)
+        return _total(builder, builder.load(total))
+
+    arguments = (
+        image,
+        types.int64,
+        rows,
+        image,
+        types.int64,
+        image,
+        image.dtype,
+        image,
+        types.int64,
+        rows,
+        image.dtype,
+    )
+    return image.dtype(*arguments), generate
+
+
+@intrinsic
 def mix_rows(typingctx, out, x, y, z, b, c, base, rows):
     """Write the patch of ``x + b y + c z`` to `out`, row after row."""
 
