@@ -1,8 +1,8 @@
 """What a GPU does with emdl: times, and achieved bandwidth and FLOP/s against the two limits of the device.
 
-python benchmarks/gpu.py                          all cases; writes gpu.json, the one file to send back
-python benchmarks/gpu.py --quick                  small sizes
-python benchmarks/gpu.py --tests                  run ``pytest -m gpu`` too, and put its result into the file
+python benchmarks/run.py --suite gpu              all cases; leaves gpu.json, the one file to send back
+python benchmarks/run.py --suite gpu --quick      small sizes
+python benchmarks/run.py --suite gpu --tests      run ``pytest -m gpu`` too, and put its result into the file
 
 The limits are measured: bandwidth by copying, FLOP/s by the library's matrix product in the same precision (float32
 without TF32). An operation can be no faster than its smallest traffic over the one and its arithmetic over the other;
@@ -41,18 +41,17 @@ QUICK = {
 }
 
 
-def main():
+def main(arguments=None, folder=pathlib.Path()):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--tests", action="store_true", help="run pytest -m gpu too")
     parser.add_argument("--repeat", type=int, default=7, help="runs of each operation; their median counts")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("gpu.json"), help="where the result goes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         cupy = device.find_cupy()
     except device.DeviceError as error:
         print(f"no GPU to measure: {error}", file=sys.stderr)
-        return 2
+        raise SystemExit(2) from error
     result = measure(cupy, QUICK if options.quick else CASES, options.repeat)
     if options.tests:
         run = subprocess.run(
@@ -60,9 +59,8 @@ def main():
         )
         result["tests"] = {"returncode": run.returncode, "output": run.stdout[-20_000:]}
         print(run.stdout.strip().splitlines()[-1])
-    options.out.write_text(json.dumps(result, indent=1))
-    print(f"wrote {options.out}")
-    return 0
+    (folder / "gpu.json").write_text(json.dumps(result, indent=1))
+    print(f"wrote {folder / 'gpu.json'}")
 
 
 def measure(cupy, cases, repeat):
@@ -153,4 +151,4 @@ def timed(cupy, function, repeat):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
