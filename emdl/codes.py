@@ -110,6 +110,20 @@ class SparseCodes:
         entries = slice(self.start[i], self.start[i + 1])
         return self.index[entries], self.value[entries]
 
+    def take(self, rows):
+        """Return the codes of some of the signals.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Which signals, in which order.
+
+        Returns
+        -------
+        SparseCodes (len(rows), K, *P)
+        """
+        return SparseCodes.stack((len(rows), *self.shape[1:]), [self.signal(i) for i in rows], self.value.dtype)
+
     def l1(self):
         """Return ||z_k||_1 for each atom, summed over the signals.
 

@@ -197,7 +197,7 @@ def em_fit(
     prior : emdl.rates.Prior, optional
         Gamma prior of the rates, for the rules that use one.
     batch_size : int, optional
-        Signals in one update of the dictionary; by default all.
+        Signals in one update of the dictionary; by default all (analytic) or a tenth of them (unrolled, decoder).
     optimizer : Optimizer, optional
         Gradient steps of the m_steps unrolled and decoder; by default Adam at rate 0.03.
     repair : bool, optional
@@ -303,11 +303,18 @@ def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batc
         stride=stride,
         m_step=m_step,
         n_layers=check_count(n_layers, "n_layers"),
-        batches=1 if batch_size is None else -(-len(y) // check_count(batch_size, "batch_size")),
+        batches=_count_batches(len(y), batch_size, m_step),
         rule=rule,
         tol_codes=check_number(tol_codes, "tol_codes", 0, 1, strict=True),
         **kept,
     )
+
+
+def _count_batches(n, batch_size, m_step):
+    """Return in how many pieces the signals are taken in one iteration."""
+    if batch_size is None:
+        return 1 if m_step == "analytic" else min(n, 10)
+    return -(-n // check_count(batch_size, "batch_size"))
 
 
 def _first_state(plan, D0, lmbd0, sigma, rng):
@@ -375,8 +382,14 @@ def _expect(plan, state, hold, tol):
 
 def _maximize(plan, state, optimizer, rng):
     """M-step: the dictionary."""
-    if plan.m_step == "analytic":
+    if plan.m_step == "analytic" and plan.batches == 1:
         return replace(state, D=mstep.from_statistics(state.D, state.codes, plan.wanted, plan.stride))
+    if plan.m_step == "analytic":
+        D = mstep.by_batches(
+            state.D, plan.y, plan.wanted, state.codes, state.lmbd * state.sigma**2, batches=plan.batches,
+            tol=plan.tol_codes, positive=plan.positive, stride=plan.stride, rng=rng,
+        )  # fmt: skip
+        return replace(state, D=D)
     D = mstep.by_gradient(
         state.D, plan.y, plan.wanted, state.lmbd, state.sigma, optimizer=optimizer, batches=plan.batches,
         n_layers=plan.n_layers, positive=plan.positive, stride=plan.stride,

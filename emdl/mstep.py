@@ -17,6 +17,7 @@ import numpy as np
 from emdl.backend import array_module
 from emdl.codes import SparseCodes
 from emdl.device import in_pieces, to_host
+from emdl.encoder import solve
 from emdl.gradients import backward
 from emdl.ops import analyze_full, correlate_codes, correlate_signals, lipschitz, positions_of, synthesize_full
 from emdl.optim import exact_dictionary
@@ -45,10 +46,67 @@ def from_statistics(D, codes, wanted, stride):
     -------
     array (K, C, *s)
     """
+    return _exact(D, *_correlations(codes, wanted, D, stride))
+
+
+def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, rng):
+    """Return the dictionary after incremental EM [1]_: encode a batch, renew its share of the sums, update, repeat.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary to start from.
+    y, wanted : array (n, C, *S)
+        Signals, and what their codes are to make.
+    codes : SparseCodes
+        Of all signals, by `D`.
+    penalty : array (K,)
+        lmbd sigma^2, data unit.
+    batches : int
+        Updates of the dictionary.
+    tol : float
+        Relative duality gap of the codes.
+    positive : bool
+        Keep the codes non-negative.
+    stride : tuple of int
+        Along each axis.
+    rng : Generator
+        Order of the signals.
+
+    Returns
+    -------
+    array (K, C, *s)
+
+    References
+    ----------
+    .. [1] R. Neal, G. Hinton, A view of the EM algorithm that justifies incremental, sparse, and other variants, 1998,
+       doi:10.1007/978-94-011-5014-9_12.
+    """
+    xp = array_module(y)
+    phi, psi = _correlations(codes, wanted, D, stride)
+    for batch in np.array_split(rng.permutation(len(y)), batches):
+        at = xp.asarray(batch)
+        old = codes.take(batch) if isinstance(codes, SparseCodes) else codes[at]
+        new = solve(y[at], D, penalty, stride, tol=tol, positive=positive, z0=old).codes
+        for total, before, after in zip(
+            (phi, psi),
+            _correlations(old, wanted[at], D, stride),
+            _correlations(new, wanted[at], D, stride),
+            strict=True,
+        ):
+            total += after - before
+        D = _exact(D, phi, psi)
+    return D
+
+
+def _correlations(codes, wanted, D, stride):
     shape = D.shape[2:]
-    sums = correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride)
+    return correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride)
+
+
+def _exact(D, phi, psi):
     # atom after atom, on sums that are small whatever the number of signals: work for the host
-    return array_module(D).asarray(exact_dictionary(*map(to_host, (D, *sums))))
+    return array_module(D).asarray(exact_dictionary(*map(to_host, (D, phi, psi))))
 
 
 def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, positive, stride, through_layers, rng):

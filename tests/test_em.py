@@ -51,11 +51,12 @@ def test_objective_never_rises_while_the_rates_are_kept(simulated, near):
     assert result.history["objective"][-1] < 0.95 * result.history["objective"][0]
 
 
-def test_minibatches_come_further_in_as_many_passes(simulated, near):
+@pytest.mark.parametrize(("m_step", "max_iter"), [("decoder", 6), ("analytic", 3)])
+def test_minibatches_come_further_in_as_many_passes(m_step, max_iter, simulated, near):
     errors = []
-    for batch_size in (1, None):
+    for batch_size in (1, len(simulated.y)):
         result = em_fit(
-            simulated.y, 2, SHAPE, m_step="decoder", learn_lmbd=False, max_iter=6, batch_size=batch_size, **near
+            simulated.y, 2, SHAPE, m_step=m_step, learn_lmbd=False, max_iter=max_iter, batch_size=batch_size, **near
         )
         errors.append(atom_error(result.model.D, simulated.D).errors.max())
     assert errors[0] < 0.8 * errors[1]

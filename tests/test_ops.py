@@ -98,6 +98,7 @@ def test_sparse_codes_survive_the_round_trip(rng):
     np.testing.assert_allclose(codes.l1(), abs(z).sum(axis=(0, 2, 3)), rtol=1e-14)
     again = SparseCodes.stack(z.shape, [codes.signal(i) for i in range(3)], z.dtype)
     np.testing.assert_array_equal(again.dense(), z)
+    np.testing.assert_array_equal(codes.take([2, 1]).dense(), z[[2, 1]])
     assert all((np.diff(codes.signal(i)[0]) > 0).all() for i in range(3))
 
 
