@@ -124,7 +124,7 @@ def _try_lipschitz(cupy):
 
 def _try_fit(cupy):
     y, D, _ = _problem()
-    options = {"m_step": "unrolled", "n_layers": 5, "max_iter": 2, "sigma": 0.05, "learn_lmbd": False, "repair": False}
+    options = {"m_step": "unrolled", "n_layers": 5, "max_iter": 2, "sigma": 0.05, "learn_lmbd": False, "rng": 0}
     want = emdl.em_fit(y, 3, 9, D0=D, **options).model.D
     got = emdl.em_fit(cupy.asarray(y), 3, 9, D0=cupy.asarray(D), **options).model.D.get()
     return _within(abs(got - want).max(), 1e-6)

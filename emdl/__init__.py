@@ -26,7 +26,7 @@ _HOME = {
     "EmdlError": "errors",
     "ConvergenceWarning": "errors",
 }
-_MODULES = ("metrics", "simulate", "spikes")
+_MODULES = ("device", "metrics", "simulate", "spikes")
 
 __all__ = [*_HOME, *_MODULES]
 

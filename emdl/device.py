@@ -134,17 +134,17 @@ def in_pieces(function, n, bytes_each, like):
         stop = min(start + size, n)
         try:
             results.append(function(start, stop))
+            start = stop
+            continue
         except xp.cuda.memory.OutOfMemoryError as error:
-            xp.get_default_memory_pool().free_all_blocks()
             if stop - start == 1:
                 raise DeviceError(
                     f"one signal needs about {bytes_each / 2**30:.2g} GiB, more than the device has free; "
                     "cut the signals into shorter ones, or compute on the CPU"
                 ) from error
-            size = (stop - start) // 2
-            _LOG.info("out of device memory: %d signals at a time from here on", size)
-            continue
-        start = stop
+        xp.get_default_memory_pool().free_all_blocks()  # here the failed attempt holds its arrays no longer
+        size = (stop - start) // 2
+        _LOG.info("out of device memory: %d signals at a time from here on", size)
     return results
 
 

@@ -63,8 +63,9 @@ def exact_dictionary(D, phi, psi, *, n_passes=3):
     target = psi.reshape(K, C, -1)
     own = phi[each, :, each][:, lag]
     values, vectors = np.linalg.eigh(own)
+    used = np.flatnonzero(own[:, 0, 0] > 1e-12 * own[:, 0, 0].max())  # sums taken away again leave rounding behind
     for _ in range(n_passes):
-        for k in np.flatnonzero(own[:, 0, 0] > 0):  # one after the other: each sees the atoms before it updated
+        for k in used:  # one after the other: each sees the atoms before it updated
             others = phi[k][lag].reshape(len(lag), -1) @ atoms.reshape(-1, C) - own[k] @ atoms[:, k]
             atoms[:, k] = _on_sphere(values[k], vectors[k], target[k] - others.T).T
     return atoms.transpose(1, 2, 0).reshape(D.shape).astype(D.dtype, order="C")
