@@ -145,9 +145,8 @@ def scaling(*, sizes=(10_000, 100_000, 1_000_000, 10_000_000), say=print):
             emdl.encode(y, D, problem.lmbd, tol=1e-3, positive=True, sparse=True)
             times.append(time.perf_counter() - start)
         points.append({"samples": size, "seconds": statistics.median(times)})
-        say(
-            f"  {size:12,d} samples {points[-1]['seconds']:9.4f} s, {1e9 * points[-1]['seconds'] / size:6.1f} ns a sample"
-        )
+        taken = points[-1]["seconds"]
+        say(f"  {size:12,d} samples {taken:9.4f} s, {1e9 * taken / size:6.1f} ns a sample")
     return points
 
 
