@@ -198,8 +198,8 @@ def test_a_broken_kernel_is_caught(way, before, after, report, cuda_kernels, rng
 
 def test_the_launches_know_the_sizes_in_the_sources():
     held = {name: dict(_defines(source(name))) for name in SOURCES}
-    assert {name: int(held["planes"][name]) for name in ("THREADS", "PER", "BANK")} == {
-        "THREADS": planes.THREADS, "PER": planes.PER, "BANK": planes.BANK
+    assert {name: int(held["planes"][name]) for name in ("THREADS", "PER")} == {
+        "THREADS": planes.THREADS, "PER": planes.PER
     }  # fmt: skip
     assert int(held["layers"]["THREADS"]) == layers.THREADS
 

@@ -14,13 +14,12 @@ extern __shared__ __align__(16) unsigned char memory[];
 
 #define THREADS 128
 #define PER 4   // values of one thread
-#define BANK 8  // atoms of one block of `analyze`
 
 // out[i, k, p, q] = sum_{c a b} D[k, c, a, b] r[i, c, p sh + a, q sw + b]
 // Grid: x = tile of signal i, y = group of BANK atoms. Shared: BANK h w + ((rows - 1) sh + h) ((columns - 1) sw + w).
-extern "C" __global__ void __launch_bounds__(THREADS)
-analyze(const REAL *r, const REAL *D, REAL *out, int C, int H, int W, int K, int h, int w, int PH, int PW, int sh, int sw,
-        int rows, int columns)
+template <int BANK>
+__device__ void analyze(const REAL *r, const REAL *D, REAL *out, int C, int H, int W, int K, int h, int w, int PH, int PW, int sh,
+                        int sw, int rows, int columns)
 {
     const int patch_rows = (rows - 1) * sh + h, patch_columns = (columns - 1) * sw + w;
     REAL *bank = reinterpret_cast<REAL *>(memory);
@@ -65,6 +64,17 @@ analyze(const REAL *r, const REAL *D, REAL *out, int C, int H, int W, int K, int
         for (int m = 0; m < BANK && k0 + m < K; ++m) out[((i * K + k0 + m) * PH + p) * PW + q] = sum[j][m];
     }
 }
+
+#define ANALYZE(NAME, BANK)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                                  \
+    NAME(const REAL *r, const REAL *D, REAL *out, int C, int H, int W, int K, int h, int w, int PH, int PW, int sh, int sw, \
+         int rows, int columns)                                                                                            \
+    {                                                                                                                      \
+        analyze<BANK>(r, D, out, C, H, W, K, h, w, PH, PW, sh, sw, rows, columns);                                         \
+    }
+
+ANALYZE(analyze_4, 4)
+ANALYZE(analyze_8, 8)
 
 // out[i, c, u, v] = base[i, c, u, v] + sign sum_{k a b} z[i, k, (u - a) / sh, (v - b) / sw] D[k, c, a, b]
 // over taps for which the code position is a whole number. Atoms without a code near the tile are skipped.

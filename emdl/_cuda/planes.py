@@ -12,7 +12,7 @@ from emdl._cuda import fourier
 from emdl._cuda.compiler import launch
 from emdl.backend import array_module, code_positions
 
-THREADS, PER, BANK = 128, 4, 8  # as in planes.cu
+THREADS, PER = 128, 4  # as in planes.cu
 SHARED_BYTES = 48 * 1024  # what every device since 2010 gives a block without asking
 _BLOCKS = 4096  # of a correlation, about: enough for the largest device; fixed, so that bits do not depend on it
 _TRANSFORM_COST = 8.0  # of an operation of a transform, which memory limits, in operations of a direct sum; an estimate
@@ -36,7 +36,7 @@ def direct_is_cheaper(n_channels, n_atoms, atom_shape, signal_shape, stride):
     -------
     bool
     """
-    if BANK * math.prod(atom_shape) * 8 > SHARED_BYTES // 2:
+    if 8 * math.prod(atom_shape) * 8 > SHARED_BYTES // 2:  # 8 atoms of float64
         return False
     C, K, P = n_channels, n_atoms, code_positions(signal_shape, atom_shape, stride)
     F = math.prod(fourier.fast_length(S) for S in signal_shape)
@@ -66,14 +66,14 @@ def analyze(r, D, stride):
     P = code_positions(S, s, stride)
     out = cupy.empty((len(r), K, *P), D.dtype)
     (h, w), (H, W), (PH, PW), (sh, sw) = _two(s), _two(S), _two(P), _two(stride)
-    item = D.dtype.itemsize
+    bank, item = 4 if K <= 4 else 8, D.dtype.itemsize
 
     def bytes_of(rows, columns):
-        return item * (BANK * h * w + ((rows - 1) * sh + h) * ((columns - 1) * sw + w))
+        return item * (bank * h * w + ((rows - 1) * sh + h) * ((columns - 1) * sw + w))
 
     rows, columns = _tile(PH, PW, THREADS * PER, bytes_of)
     _launch(
-        cupy, "analyze", D.dtype, (_tiles(len(r), PH, PW, rows, columns), -(-K // BANK), 1),
+        cupy, f"analyze_{bank}", D.dtype, (_tiles(len(r), PH, PW, rows, columns), -(-K // bank), 1),
         (_plain(r), _plain(D), out), (C, H, W, K, h, w, PH, PW, sh, sw, rows, columns), bytes_of(rows, columns),
     )  # fmt: skip
     return out

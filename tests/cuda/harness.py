@@ -22,10 +22,12 @@ _C_TYPES = {"int": np.dtype(np.int32), "longlong": np.dtype(np.int64), "double":
 def kernels_of(source, real):
     """Return {kernel: [(is_array, is_written, dtype), ...]}, its parameters, from the text of a source."""
     plain = re.sub(r"//.*", "", source).replace("\\\n", " ")
-    texts = re.findall(r"__global__\s+void\s+__launch_bounds__\(\w+\)\s*(\w+)\s*\(([^)]*)\)", plain)
-    macro = dict(texts).get("NAME")
-    found = {name: parameters for name, parameters in texts if name != "NAME"}
-    found |= dict.fromkeys(re.findall(r"^SYNTHESIZE\((\w+),", plain, re.MULTILINE), macro)
+    signature = r"__global__\s+void\s+__launch_bounds__\(\w+\)\s*(\w+)\s*\(([^)]*)\)"
+    found = {name: parameters for name, parameters in re.findall(signature, plain) if name != "NAME"}
+    for macro, parameters in re.findall(
+        r"#define (\w+)\(NAME\b[^)]*\).*?" + signature.replace(r"(\w+)\s*\(", r"NAME\s*\("), plain
+    ):
+        found |= dict.fromkeys(re.findall(rf"^{macro}\((\w+),", plain, re.MULTILINE), parameters)
     types = _C_TYPES | {"REAL": np.dtype(real)}
     kernels = {}
     for name, parameters in found.items():
