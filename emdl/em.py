@@ -21,6 +21,7 @@ from emdl.repair import repair_atoms, weak_atoms
 _LOG = logging.getLogger(__name__)
 _BY_PREDICTION = ("gcv", "sure")  # rules that look for the best reconstruction
 _HASTE = 0.03  # gap of the codes over the last change of the dictionary, which the next change will resemble
+_RATE, _DECAY = 0.1, 0.003  # half as many iterations to an atom error of 0.1 as at rate 0.03, and as small an end
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
 _REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired, besides when they stand still
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
@@ -48,6 +49,8 @@ class Progress:
         Since the start.
     D : array (K, C, *s)
         Dictionary.
+    validation : float
+        Mean squared error on the validation signals, data unit squared; NaN without any.
     """
 
     iteration: int
@@ -59,6 +62,7 @@ class Progress:
     change: float
     seconds: float
     D: np.ndarray
+    validation: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class EMResult:
     model : Model
         Dictionary, rates, noise level.
     history : dict of ndarray (n_iter,)
-        objective, n_nonzero, lmbd (geometric mean over the atoms), sigma, change, seconds of each iteration.
+        objective, n_nonzero, lmbd (geometric mean over the atoms), sigma, change, seconds of each iteration; and
+        validation, if there are signals to validate with.
     n_iter : int
         Iterations made.
     converged : bool
@@ -98,11 +103,13 @@ class _Plan:
     positive: bool
     m_step: str
     n_layers: int
+    n_backward: int
     batches: int
     rule: str
     learn_sigma: bool
     prior: object
     tol_codes: float
+    validation: tuple[np.ndarray, np.ndarray] | None
 
 
 @dataclass(frozen=True)
@@ -133,11 +140,13 @@ def em_fit(
     stride=1,
     max_iter=100,
     n_layers=30,
+    n_backward=None,
     m_step="analytic",
     learn_lmbd=True,
     learn_sigma=False,
     learn_dictionary=True,
     target=None,
+    validation=None,
     rng=None,
     callback=None,
     lmbd_rule=None,
@@ -175,11 +184,14 @@ def em_fit(
     max_iter : int
         Most EM iterations; one is a pass over all signals.
     n_layers : int
-        Layers T of the unrolled encoder (`m_step` unrolled and decoder). More layers come nearer to the minimiser of
-        (1).
-    m_step : {"analytic", "unrolled", "decoder"}
+        Layers T of the unrolled encoder (any `m_step` but analytic). More layers come nearer to the minimiser of (1).
+    n_backward : int, optional
+        Last layers that the `m_step` truncated goes back through; by default a quarter of them. A small value costs
+        less and gives a biased gradient.
+    m_step : {"analytic", "unrolled", "truncated", "implicit", "decoder"}
         How the dictionary is learned: exactly from sufficient statistics of certified codes; by the gradient of the
-        reconstruction error through decoder and all layers (the paper); or through the decoder alone.
+        reconstruction error through decoder and all layers (the paper); through the decoder and the last layers; by
+        that of the minimiser of (1); or through the decoder alone. `emdl.mstep` says when to prefer which.
     learn_lmbd : bool
         Learn the rates by `lmbd_rule`, or keep them.
     learn_sigma : bool
@@ -188,6 +200,10 @@ def em_fit(
         Learn the dictionary, or keep `D0`.
     target : array of the shape of `y`, optional
         Clean signals to reconstruct (supervised); by default `y` itself.
+    validation : array, or (array, array), optional
+        Other signals, of any length, alone or with their clean targets. The mean squared error of what their codes
+        make is taken after each iteration, and the model of the iteration at which it was least is returned. Without
+        clean targets smaller rates always lower it, so that it serves to compare dictionaries where the rates are kept.
     rng : Generator, int or None
         Source of the random choices; the same seed gives the same bits.
     callback : callable, optional
@@ -197,9 +213,10 @@ def em_fit(
     prior : emdl.rates.Prior, optional
         Gamma prior of the rates, for the rules that use one.
     batch_size : int, optional
-        Signals in one update of the dictionary; by default all (analytic) or a tenth of them (unrolled, decoder).
+        Signals in one update of the dictionary; by default all (analytic) or a tenth of them (any other m_step).
     optimizer : Optimizer, optional
-        Gradient steps of the m_steps unrolled and decoder; by default Adam at rate 0.03.
+        Gradient steps of any m_step but analytic; by default Adam at a rate that falls from 0.1 (see `Optimizer`). From
+        a start that is already good, a smaller rate does not first lead away from it.
     repair : bool, optional
         Re-centre atoms, merge duplicates and re-seed dead atoms on the way; by default only without `D0`.
     tol : float
@@ -237,15 +254,16 @@ def em_fit(
     rng = np.random.default_rng(rng)
     plan = _make_plan(
         y, n_atoms, atom_shape, target,
-        stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, batch_size=batch_size,
-        rule="fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE, learn_sigma=learn_sigma, prior=prior,
-        tol_codes=tol_codes,
+        stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, n_backward=n_backward,
+        batch_size=batch_size, rule="fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE,
+        learn_sigma=learn_sigma, prior=prior, tol_codes=tol_codes, validation=validation,
     )  # fmt: skip
     state = _first_state(plan, D0, lmbd0, sigma, rng)
-    optimizer = replace(optimizer) if optimizer is not None else Optimizer()
+    optimizer = replace(optimizer) if optimizer is not None else Optimizer(rate=_RATE, decay=_DECAY)
     repair = D0 is None if repair is None else repair
     rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
     stage, change = _first_stage(plan, learn_dictionary), float(learn_dictionary)
+    least, best, best_iteration = math.inf, state, 0
     for iteration in range(1, max_iter + 1):
         before = state
         state = _expect(plan, state, hold=stage == "dictionary", tol=max(plan.tol_codes, _HASTE * change))
@@ -254,7 +272,10 @@ def em_fit(
         due = iteration in _REPAIRS or _change(before.D, state.D) < tol
         if repair and due and stage != "rates" and iteration <= max_iter * 2 // 3:
             state = _repair(plan, state, rng)
-        progress = _report(before, state, iteration, max_iter, time.perf_counter() - began)
+        loss = _validate(plan, state)
+        if loss < least:
+            least, best, best_iteration = loss, state, iteration
+        progress = _report(before, state, iteration, max_iter, time.perf_counter() - began, loss)
         change = progress.change
         rows.append(progress)
         _LOG.info("iteration %d: objective %.6g, change %.2g", iteration, state.objective, progress.change)
@@ -269,7 +290,11 @@ def em_fit(
         elif still:
             converged, ended = True, f"converged after {iteration} iterations"
             break
-    names = ("objective", "n_nonzero", "sigma", "change", "seconds")
+    names = ["objective", "n_nonzero", "sigma", "change", "seconds"]
+    if plan.validation is not None:
+        names.append("validation")
+        state = best
+        ended += f"; kept the model of iteration {best_iteration}, whose validation error is {least:.4g}"
     history = {name: np.array([getattr(row, name) for row in rows]) for name in names}
     history["lmbd"] = np.array([float(np.exp(np.log(to_host(row.lmbd)).mean())) for row in rows])
     model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
@@ -277,7 +302,10 @@ def em_fit(
     return EMResult(model, history, len(rows), converged, "; ".join([ended, *notes]))
 
 
-def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batch_size, rule, tol_codes, **kept):
+def _make_plan(
+    y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, n_backward, batch_size, rule, tol_codes, validation,
+    **kept,
+):  # fmt: skip
     """Check what `em_fit` was given, all but the start."""
     shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
     if len(shape) not in (1, 2):
@@ -286,28 +314,59 @@ def _make_plan(y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, batc
         raise InputError(f"m_step is {m_step!r}, wanted one of {', '.join(M_STEPS)}")
     if rule not in rates.RULES:
         raise InputError(f"lmbd_rule is {rule!r}, wanted one of {', '.join(rates.RULES)}")
-    array_module(y, target)
     y = as_signals(y, len(shape))
     if bool((y == y[(0,) * y.ndim]).all()):
         raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
-    if target is not None:
-        target = as_signals(target, len(shape), "target").astype(y.dtype, copy=False)
-        if target.shape != y.shape:
-            raise InputError(f"target has shape {target.shape}, wanted that of y, {y.shape}")
     stride = as_stride(stride, len(shape))
+    n_layers = check_count(n_layers, "n_layers")
     return _Plan(
         y=y,
-        wanted=y if target is None else target,
+        wanted=_target_of(y, target, "y"),
         D_shape=(check_count(n_atoms, "n_atoms"), y.shape[1], *shape),
         n_positions=len(y) * math.prod(code_positions(y.shape[2:], shape, stride)),
         stride=stride,
         m_step=m_step,
-        n_layers=check_count(n_layers, "n_layers"),
+        n_layers=n_layers,
+        n_backward=_count_backward(n_backward, n_layers, m_step),
         batches=_count_batches(len(y), batch_size, m_step),
         rule=rule,
         tol_codes=check_number(tol_codes, "tol_codes", 0, 1, strict=True),
+        validation=None if validation is None else _validation_pair(validation, y, shape, stride),
         **kept,
     )
+
+
+def _target_of(y, target, name):
+    """Return what the codes of the signals called `name` are to make."""
+    if target is None:
+        return y
+    array_module(y, target)
+    target = as_signals(target, y.ndim - 2, "target").astype(y.dtype, copy=False)
+    if target.shape != y.shape:
+        raise InputError(f"target has shape {target.shape}, wanted that of {name}, {y.shape}")
+    return target
+
+
+def _validation_pair(validation, y, atom_shape, stride):
+    """Return signals to validate with, and what their codes are to make."""
+    signals, target = validation if isinstance(validation, tuple) else (validation, None)
+    array_module(y, signals)
+    signals = as_signals(signals, y.ndim - 2, "validation").astype(y.dtype, copy=False)
+    if signals.shape[1] != y.shape[1]:
+        raise InputError(f"validation has {signals.shape[1]} channels, wanted those of y, {y.shape[1]}")
+    code_positions(signals.shape[2:], atom_shape, stride)
+    return signals, _target_of(signals, target, "validation")
+
+
+def _count_backward(n_backward, n_layers, m_step):
+    """Return how many layers a truncated gradient goes back through."""
+    if n_backward is None:
+        return max(1, n_layers // 4)
+    if m_step != "truncated":
+        raise InputError(f"n_backward is {n_backward!r} with m_step {m_step!r}; only 'truncated' goes back in part")
+    if check_count(n_backward, "n_backward") > n_layers:
+        raise InputError(f"n_backward is {n_backward}, wanted 1 ... {n_layers}, the number of layers")
+    return n_backward
 
 
 def _count_batches(n, batch_size, m_step):
@@ -357,12 +416,24 @@ def _restart(plan, state):
     return replace(state, lmbd=lmbd, held_sigma=state.sigma, round=state.round + 1, search=None)
 
 
-def _report(before, state, iteration, max_iter, seconds):
+def _report(before, state, iteration, max_iter, seconds, validation):
     """Return what the callback and the history get to know."""
     change = _change(before.D, state.D)
     return Progress(
-        iteration, max_iter, state.objective, state.n_nonzero, state.lmbd, state.sigma, change, seconds, state.D
-    )
+        iteration, max_iter, state.objective, state.n_nonzero, state.lmbd, state.sigma, change, seconds, state.D,
+        validation,
+    )  # fmt: skip
+
+
+def _validate(plan, state):
+    """Return the mean squared error on the validation signals, NaN if there are none."""
+    if plan.validation is None:
+        return math.nan
+    y, wanted = plan.validation
+    return mstep.mean_error(
+        state.D, y, wanted, state.lmbd, state.sigma, m_step=plan.m_step, n_layers=plan.n_layers,
+        tol=plan.tol_codes, positive=plan.positive, stride=plan.stride,
+    )  # fmt: skip
 
 
 def _expect(plan, state, hold, tol):
@@ -392,8 +463,8 @@ def _maximize(plan, state, optimizer, rng):
         return replace(state, D=D)
     D = mstep.by_gradient(
         state.D, plan.y, plan.wanted, state.lmbd, state.sigma, optimizer=optimizer, batches=plan.batches,
-        n_layers=plan.n_layers, positive=plan.positive, stride=plan.stride,
-        through_layers=plan.m_step == "unrolled", rng=rng,
+        m_step=plan.m_step, n_layers=plan.n_layers, n_backward=plan.n_backward, positive=plan.positive,
+        stride=plan.stride, rng=rng,
     )  # fmt: skip
     return replace(state, D=D)
 
@@ -406,7 +477,9 @@ def _repair(plan, state, rng):
 
 
 def _weakness(plan, state):
-    """Return a note on the atoms that explain little by themselves, if there are any."""
+    """Return a note on the atoms that explain little by themselves, if there are any and their codes are known."""
+    if state.codes is None:
+        return []
     layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
     weak = ", ".join(map(str, weak_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)))
     return [f"explains little that others do not: atom {weak}; n_atoms may be too large"] if weak else []

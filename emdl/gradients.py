@@ -285,11 +285,40 @@ def implicit(trace, g_z, *, tol=None, max_iter=1000):
     """
     if trace.analysis is not None:
         raise InputError("the trace has an analysis dictionary of its own, so its codes minimise nothing; use backward")
-    xp, z, D, stride = array_module(trace.y, g_z), trace.codes[-1], trace.D, trace.stride
-    g_z = as_codes(g_z, D, stride)[0].astype(trace.y.dtype, copy=False)
-    if g_z.shape != z.shape:
-        raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {z.shape}")
+    array_module(trace.y, g_z)
+    g_z = as_codes(g_z, trace.D, trace.stride)[0].astype(trace.y.dtype, copy=False)
+    if g_z.shape != trace.codes.shape:
+        raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {trace.codes.shape}")
     tol = (1e-4 if g_z.dtype == np.float32 else 1e-8) if tol is None else check_number(tol, "tol", 0)
+    grads, reached = implicit_full(trace, g_z, tol=tol, max_iter=max_iter)
+    if reached > tol:
+        warnings.warn(
+            f"the implicit gradient has relative residual {reached:.1e}, wanted {tol:.1e}", ConvergenceWarning, 2
+        )
+    return grads
+
+
+def implicit_full(trace, g_z, *, tol, max_iter):
+    """Return the gradients of `implicit`, and how well its linear system is solved, for arguments in full form.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of `unroll_full`, with a tied dictionary.
+    g_z : array (n, K, *P) or SparseCodes
+        Gradient with respect to the codes z_T, as for `backward_full`.
+    tol : float
+        Largest ||g_z - D_S^T D_S x|| / ||g_z||.
+    max_iter : int
+        Largest number of iterations.
+
+    Returns
+    -------
+    Grads
+    reached : float
+        The relative residual; larger than `tol` where `max_iter` came first.
+    """
+    xp, z, D, stride = array_module(trace.y), trace.codes[-1], trace.D, trace.stride
     sparse = isinstance(z, SparseCodes)
 
     def codes(value):
@@ -302,11 +331,8 @@ def implicit(trace, g_z, *, tol=None, max_iter=1000):
         return values(_at_codes(synthesize_full(codes(x), D, stride), D, stride, z))
 
     signs = xp.sign(values(z))
-    x, reached = _conjugate_gradients(normal, _on_support(g_z, z), tol, max_iter)
-    if reached > tol:
-        warnings.warn(
-            f"the implicit gradient has relative residual {reached:.1e}, wanted {tol:.1e}", ConvergenceWarning, 2
-        )
+    given = g_z.value if isinstance(g_z, SparseCodes) else _on_support(g_z, z)
+    x, reached = _conjugate_gradients(normal, given, tol, max_iter)
     q = synthesize_full(codes(x), D, stride)
     residual = trace.y - synthesize_full(z, D, stride)
     atom = D.shape[2:]
@@ -319,7 +345,7 @@ def implicit(trace, g_z, *, tol=None, max_iter=1000):
     g_step = -float((g_theta * trace.theta).sum()) / trace.step
     if trace.theta.ndim == 0 or len(trace.theta) == 1:
         g_theta = g_theta.sum().reshape(trace.theta.shape)
-    return Grads(g_D.astype(D.dtype), g_theta.astype(D.dtype), q, g_step)
+    return Grads(g_D.astype(D.dtype), g_theta.astype(D.dtype), q, g_step), reached
 
 
 def _on_support(g_z, z):

@@ -5,9 +5,18 @@
 | analytic | the minimiser of ||y - D z||^2 over unit-norm atoms, codes fixed, exact, from sums over the signals |
 | decoder | one gradient step on the same error, codes of the unrolled encoder held fixed |
 | unrolled | one gradient step on that error as a function of D, through the decoder and all T layers (the paper) |
+| truncated | the same through the decoder and the last layers alone: those before count as constants |
+| implicit | one gradient step on the error of the minimiser of (1) as a function of D, whatever T |
 
-The first is the fastest and needs no learning rate. The last follows how the codes change with the dictionary, and
-takes a clean `target` into account in the encoder too; prefer it for supervised learning and for few layers.
+Prefer
+
+- *analytic* wherever there is no clean target: it is the fastest and needs no learning rate;
+- *unrolled* for a network of few layers that is trained to make a clean `target`: it follows how the codes change with
+  the dictionary, in every layer;
+- *truncated* for many layers: it costs half as much or less, and near convergence the first layers count little;
+- *implicit* where the codes have converged (many layers, or few codes): it costs a linear system on the support instead
+  of a way back, and is the gradient of something else before;
+- *decoder* as the cheapest of the gradients, where the codes hardly depend on the dictionary.
 """
 
 import math
@@ -18,14 +27,16 @@ from emdl.backend import array_module
 from emdl.codes import SparseCodes
 from emdl.device import in_pieces, to_host
 from emdl.encoder import solve
-from emdl.gradients import backward
-from emdl.ops import analyze_full, correlate_codes, correlate_signals, lipschitz, positions_of, synthesize_full
+from emdl.gradients import backward_full, implicit_full, reconstruction_loss
+from emdl.ops import correlate_codes, correlate_signals, lipschitz, positions_of, synthesize_full
 from emdl.optim import exact_dictionary
 from emdl.unrolled import unroll_full
 
 _ARRAYS = 8  # of the size of the codes, at most, that a backward pass holds beside the layers
 
-M_STEPS = ("analytic", "unrolled", "decoder")
+_IMPLICIT = {"tol": 1e-3, "max_iter": 30}  # a rough solution is enough for a step
+
+M_STEPS = ("analytic", "unrolled", "truncated", "implicit", "decoder")
 
 
 def from_statistics(D, codes, wanted, stride):
@@ -109,7 +120,7 @@ def _exact(D, phi, psi):
     return array_module(D).asarray(exact_dictionary(*map(to_host, (D, phi, psi))))
 
 
-def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, positive, stride, through_layers, rng):
+def by_gradient(D, y, wanted, lmbd, sigma, *, m_step, optimizer, batches, n_layers, n_backward, positive, stride, rng):
     """Return the dictionary after one pass of gradient steps over the signals.
 
     Parameters
@@ -122,18 +133,18 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, posi
         Rates, 1 / data unit.
     sigma : float
         Noise standard deviation, data unit.
+    m_step : str
+        One of `M_STEPS`, but not analytic.
     optimizer : Optimizer
         Its state is changed.
     batches : int
         Number of steps.
-    n_layers : int
-        Layers T of the encoder.
+    n_layers, n_backward : int
+        Layers T of the encoder, and how many of them truncated goes back through.
     positive : bool
         One-sided shrinkage.
     stride : tuple of int
         Along each axis.
-    through_layers : bool
-        Take the gradient through the layers too, or through the decoder alone.
     rng : Generator
         Order of the signals.
 
@@ -144,29 +155,85 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, optimizer, batches, n_layers, posi
     xp = array_module(y)
     for batch in np.array_split(rng.permutation(len(y)), batches):
         part, target = y[xp.asarray(batch)], wanted[xp.asarray(batch)]
-        step = 1 / lipschitz(D, stride=stride)  # follows the dictionary: never too long
-        theta = (lmbd * sigma**2 * step).astype(y.dtype)
+        step, theta = _step_of(D, lmbd * sigma**2, stride)
 
         def sums(start, stop, D=D, part=part, target=target, step=step, theta=theta):
             trace = unroll_full(part[start:stop], D, theta, step, n_layers, positive, stride)
-            return _sums(trace, target[start:stop], through_layers)
+            return _sums(trace, target[start:stop], m_step, n_backward)
 
-        n_codes, n_samples = math.prod(positions_of(part, D, stride)[1:]), math.prod(part.shape[1:])
-        bytes_each = part.itemsize * ((n_layers + _ARRAYS) * n_codes + _ARRAYS * n_samples)
-        gradient, energy = map(sum, zip(*in_pieces(sums, len(part), bytes_each, part), strict=True))
+        pieces = in_pieces(sums, len(part), _bytes_each(part, D, stride, n_layers), part)
+        gradient, energy = map(sum, zip(*pieces, strict=True))
         D = optimizer.step(D, _without_unit(gradient, energy / len(D)))
     return D
 
 
-def _sums(trace, target, through_layers):
+def _step_of(D, penalty, stride):
+    """Return the step of a layer, which follows the dictionary so that it is never too long, and the threshold."""
+    step = 1 / lipschitz(D, stride=stride)
+    return step, (penalty * step).astype(D.dtype)
+
+
+def _sums(trace, target, m_step, n_backward):
     """Return the gradient of half the squared error, and the energy of the codes: sums over the signals."""
-    D, stride, z = trace.D, trace.stride, trace.codes[-1]
-    error = synthesize_full(z, D, stride) - target
-    gradient = correlate_signals(z, error, D.shape[2:], stride)
-    if through_layers:
-        gradient = gradient + backward(trace, analyze_full(error, D, stride)).D
+    _, g_z, gradient = reconstruction_loss(trace, target)
+    if m_step == "implicit":
+        gradient = gradient + implicit_full(trace, g_z, **_IMPLICIT)[0].D
+    elif m_step != "decoder":
+        last = n_backward if m_step == "truncated" else None
+        gradient = gradient + backward_full(trace, g_z, n_layers=last).D
+    z = trace.codes[-1]
     value = z.value if isinstance(z, SparseCodes) else z
     return gradient, float((value.astype(np.float64) ** 2).sum())
+
+
+def mean_error(D, y, wanted, lmbd, sigma, *, m_step, n_layers, tol, positive, stride):
+    """Return the mean squared error of what the codes of signals make, a loss to validate with.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary.
+    y, wanted : array (n, C, *S)
+        Signals, and what their codes are to make.
+    lmbd : array (K,)
+        Rates, 1 / data unit.
+    sigma : float
+        Noise standard deviation, data unit.
+    m_step : str
+        The codes are those of the encoder that it learns with: certified (analytic), else of `n_layers` layers.
+    n_layers : int
+        Layers T of that encoder.
+    tol : float
+        Relative duality gap of certified codes.
+    positive : bool
+        Keep the codes non-negative.
+    stride : tuple of int
+        Along each axis.
+
+    Returns
+    -------
+    float
+        Data unit squared.
+    """
+    penalty = lmbd * sigma**2
+
+    def error(start, stop):
+        part = y[start:stop]
+        if m_step == "analytic":
+            codes = solve(part, D, penalty, stride, tol=tol, positive=positive).codes
+        else:
+            step, theta = _step_of(D, penalty, stride)
+            codes = unroll_full(part, D, theta, step, n_layers, positive, stride).codes[-1]
+        left = (synthesize_full(codes, D, stride) - wanted[start:stop]).astype(np.float64)
+        return float((left**2).sum())
+
+    return sum(in_pieces(error, len(y), _bytes_each(y, D, stride, n_layers), y)) / y.size
+
+
+def _bytes_each(y, D, stride, n_layers):
+    """Return the memory that one signal takes while it is worked on."""
+    n_codes, n_samples = math.prod(positions_of(y, D, stride)[1:]), math.prod(y.shape[1:])
+    return y.itemsize * ((n_layers + _ARRAYS) * n_codes + _ARRAYS * n_samples)
 
 
 def _without_unit(gradient, energy):

@@ -1,10 +1,10 @@
-"""What `em_fit` promises: its three M-steps, targets, minibatches, history, determinism, dtypes and errors."""
+"""What `em_fit` promises: its M-steps, targets, minibatches, validation, history, determinism, dtypes and errors."""
 
 import numpy as np
 import pytest
 from laws import smooth_atoms
 
-from emdl import em_fit
+from emdl import em_fit, encode, lipschitz, synthesize, unroll
 from emdl.errors import InputError
 from emdl.metrics import atom_error
 from emdl.optim import Optimizer, normalize_atoms
@@ -33,7 +33,9 @@ def near(simulated):
     [
         {"m_step": "analytic", "max_iter": 20},
         {"m_step": "decoder", "max_iter": 60},
-        {"m_step": "unrolled", "max_iter": 140, "n_layers": 15, "batch_size": 1},  # small steps: the codes follow D
+        {"m_step": "unrolled", "max_iter": 60, "n_layers": 15},
+        {"m_step": "truncated", "max_iter": 60, "n_layers": 15},
+        {"m_step": "implicit", "max_iter": 60, "n_layers": 30},
     ],
     ids=lambda options: options["m_step"],
 )
@@ -74,6 +76,55 @@ def test_a_clean_target_teaches_more_than_the_noisy_signals(m_step, simulated, n
         model = em_fit(noisy, 2, SHAPE, m_step=m_step, target=target, learn_lmbd=False, max_iter=40, **start).model
         errors[name] = ((model.reconstruct(new) - simulated.clean) ** 2).sum()
     assert errors["supervised"] < 0.97 * errors["unsupervised"]
+
+
+@pytest.mark.parametrize("m_step", ["analytic", "unrolled"])
+def test_training_lowers_the_loss_on_other_signals_and_keeps_the_best_model(m_step, simulated, near):
+    """Steps so large that the last model is not the best one."""
+    part, clean = slice(0, 4), simulated.clean[4:]
+    models, optimizer = [], Optimizer(rate=0.6 if m_step == "unrolled" else 0.03)
+    options = {"m_step": m_step, "learn_lmbd": False, "max_iter": 12, "n_layers": 15, "tol": 1e-9, "tol_codes": 1e-6}
+    result = em_fit(
+        simulated.y[part], 2, SHAPE, callback=models.append, validation=(simulated.y[4:], clean), optimizer=optimizer,
+        **options, **near,
+    )  # fmt: skip
+    losses = result.history["validation"]
+    np.testing.assert_array_equal(losses, [p.validation for p in models])
+    best = int(losses.argmin())
+    assert losses[best] < 0.8 * mean_error_of(near["D0"], m_step, simulated.y[4:], clean, near)
+    np.testing.assert_allclose(
+        losses[best], mean_error_of(result.model.D, m_step, simulated.y[4:], clean, near), rtol=1e-4
+    )
+    np.testing.assert_array_equal(result.model.D, models[best].D)
+    assert f"kept the model of iteration {best + 1}," in result.message
+    if m_step == "unrolled":
+        assert best < len(losses) - 1, "nothing was kept that the last iteration would not have given"
+
+
+def mean_error_of(D, m_step, y, clean, near):
+    """Return the mean squared error of the codes of `D`, by the public functions."""
+    if m_step == "analytic":
+        z = encode(y, D, near["lmbd0"], near["sigma"], tol=1e-6, positive=True)
+    else:
+        step = 1 / lipschitz(D)
+        z = unroll(y, D, near["lmbd0"] * near["sigma"] ** 2 * step, step, 15, positive=True).z
+    return ((synthesize(z, D) - clean) ** 2).mean()
+
+
+def test_validation_without_a_target_is_against_the_signals_themselves(simulated, near):
+    options = {"learn_lmbd": False, "max_iter": 2, **near}
+    alone = em_fit(simulated.y, 2, SHAPE, validation=simulated.y[:2, :, :300], **options)
+    pair = em_fit(simulated.y, 2, SHAPE, validation=(simulated.y[:2, :, :300], simulated.y[:2, :, :300]), **options)
+    np.testing.assert_array_equal(alone.history["validation"], pair.history["validation"])
+
+
+def test_all_layers_back_is_the_unrolled_gradient_and_fewer_is_another(simulated, near):
+    options = {"learn_lmbd": False, "max_iter": 2, "n_layers": 8, **near}
+    whole = em_fit(simulated.y, 2, SHAPE, m_step="unrolled", **options).model.D
+    last = [em_fit(simulated.y, 2, SHAPE, m_step="truncated", n_backward=t, **options).model.D for t in (8, 2, None)]
+    np.testing.assert_array_equal(last[0], whole)
+    np.testing.assert_array_equal(last[1], last[2])  # by default a quarter
+    assert abs(last[1] - whole).max() > 1e-4
 
 
 def test_callback_sees_every_iteration_and_its_true_value_ends_the_fit(simulated, near):
@@ -176,6 +227,12 @@ def test_superfluous_atoms_are_named_in_the_message(simulated):
         ({"atom_shape": 412}, "shorter than an atom"),
         ({"max_iter": 0}, "max_iter is 0"),
         ({"n_layers": 0}, "n_layers is 0"),
+        ({"m_step": "truncated", "n_backward": 31}, "n_backward is 31, wanted 1 ... 30"),
+        ({"m_step": "truncated", "n_backward": 0}, "n_backward is 0"),
+        ({"m_step": "unrolled", "n_backward": 3}, "only 'truncated' goes back in part"),
+        ({"validation": np.ones((2, 1, 50))}, "validation has 1 channels, wanted those of y, 3"),
+        ({"validation": (np.ones((2, 3, 50)), np.ones((2, 3, 49)))}, "wanted that of validation, (2, 3, 50)"),
+        ({"validation": np.ones((2, 3, 9))}, "shorter than an atom"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"sigma": 0.0}, "sigma is 0.0"),
         ({"tol_codes": 0.0}, "tol_codes is 0.0"),
