@@ -19,7 +19,7 @@ from emdl.cli.app import run
 from laws import CASES, case_name, make_problem
 
 import emdl
-from emdl import device, em, ops, proximal
+from emdl import device, em, gradients, ops, proximal
 from emdl._cuda import fourier, planes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
 from emdl.optim import Optimizer, normalize_atoms
@@ -174,6 +174,17 @@ def test_a_scalar_threshold_and_checkpoints_work_on_a_device(cupy, rng):
     got = emdl.backward(trace, cupy.asarray(g_z))
     assert_same(got.D, want.D, cupy, steps=2000)
     assert_same(got.theta, want.theta, cupy, steps=2000)
+
+
+def test_the_implicit_gradient_equals_that_of_numpy(cupy, rng):
+    """Both solve their linear system to 1e-8."""
+    y, D, g_z = problem(CASES[1], rng)
+    step, stride = 1 / emdl.lipschitz(D, stride=CASES[1]["stride"]), CASES[1]["stride"]
+    want = gradients.implicit(emdl.unroll(y, D, 0.1, step, 200, stride=stride), g_z)
+    trace = emdl.unroll(cupy.asarray(y), cupy.asarray(D), 0.1, step, 200, stride=stride)
+    got = gradients.implicit(trace, cupy.asarray(g_z))
+    assert isinstance(got.D, cupy.ndarray)
+    np.testing.assert_allclose(got.D.get(), want.D, atol=1e-6 * np.abs(want.D).max())
 
 
 def test_the_dense_coder_is_the_same_on_numpy(rng):
