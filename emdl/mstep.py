@@ -95,10 +95,12 @@ def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, 
     """
     xp = array_module(y)
     phi, psi = _correlations(codes, wanted, D, stride)
+    used = _count(codes)
     for batch in np.array_split(rng.permutation(len(y)), batches):
         at = xp.asarray(batch)
         old = codes.take(batch) if isinstance(codes, SparseCodes) else codes[at]
         new = solve(y[at], D, penalty, stride, tol=tol, positive=positive, z0=old).codes
+        used += _count(new) - _count(old)
         for total, before, after in zip(
             (phi, psi),
             _correlations(old, wanted[at], D, stride),
@@ -106,8 +108,16 @@ def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, 
             strict=True,
         ):
             total += after - before
+            total[used == 0] = 0  # what is left of an atom without codes is rounding
         D = _exact(D, phi, psi)
     return D
+
+
+def _count(codes):
+    """Return the number of non-zeros of each atom."""
+    if isinstance(codes, SparseCodes):
+        return np.bincount(codes.index % codes.shape[1], minlength=codes.shape[1])
+    return (codes != 0).sum(axis=(0, *range(2, codes.ndim)))
 
 
 def _correlations(codes, wanted, D, stride):
