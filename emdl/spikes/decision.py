@@ -189,8 +189,8 @@ def candidates(x, units, *, xp=np):
 def encode(x, D, lmbd, *, tol=_TOL, xp=np):
     """Return the codes of a whitened signal: the minimiser of (1) with sigma = 1 and codes >= 0.
 
-    Where no template reaches its rate over the length of a template, codes are zero and the problem falls apart; each
-    part is solved on its own, with half a template to spare on both sides.
+    Where no template reaches its rate for two templates' length, codes are zero and the problem falls apart; each part
+    is solved on its own, with a third of a template to spare on both sides.
 
     Parameters
     ----------
@@ -213,8 +213,11 @@ def encode(x, D, lmbd, *, tol=_TOL, xp=np):
     s = D.shape[-1]
     n_positions = x.shape[1] - s + 1
     first, last = _islands(x, D, lmbd, xp)
-    first, last = np.maximum(first - s // 2, 0), np.minimum(last + s // 2, n_positions - 1)
-    size = -(-(last - first + s) // s) * s  # multiples of s, so that few different lengths occur
+    spare = -(-s // 3)
+    first, last = np.maximum(first - spare, 0), np.minimum(last + spare, n_positions - 1)
+    size = -(-(last - first + s) // spare) * spare  # multiples of it, so that few different lengths occur
+    if xp is not np:  # fewer still: a device is full with few large batches
+        size = s * 2 ** np.ceil(np.log2(size / s)).astype(np.int64)
     index, value = [], []
     for length in np.unique(size):
         chosen = np.flatnonzero(size == length)
@@ -222,8 +225,8 @@ def encode(x, D, lmbd, *, tol=_TOL, xp=np):
         for row, i in enumerate(chosen):
             part = x[:, first[i] : last[i] + s]
             y[row, :, : part.shape[1]] = part
-        given = (xp.asarray(a) for a in (y, D, np.asarray(lmbd, np.float64)))
-        codes = solve(*given, (1,), tol=tol, positive=True).codes
+        part, atoms, rates = (xp.asarray(a) for a in (y, D, np.asarray(lmbd, np.float64)))
+        codes = solve(part, atoms, rates, (1,), tol=tol, positive=True).codes
         if xp is not np:
             codes = SparseCodes.from_dense(codes)
         row = np.repeat(np.arange(len(chosen)), np.diff(codes.start))

@@ -1,7 +1,7 @@
 """The number of units: groups of spikes are split where they have a gap, merged where two have none between them.
 
 All tests look at spikes with everything else that the model knows of taken out (residual plus own template), on the
-line along which they should differ, in units of the noise there: 1, and for their variety 0.05 of the size of the
+line along which they should differ, in units of the noise there: 1, and for their variety 0.03 of the size of the
 spikes.
 """
 
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.spikes.mixture import components, gap
+from emdl.spikes.mixture import components, discriminant, gap
 from emdl.spikes.snippets import best_lag, delay
 
 _SPLIT, _MERGE = 0.5, 0.6  # valley over peak: below the first a group is split, above the second two are merged
 _EVIDENCE = 10.0  # BIC in favour of two groups, for a split
 _SMALLEST = 12  # spikes in either part of a split
-_SAME = 1.5  # noise standard deviations between two mean waveforms that no test tells apart
+_AXES = 6  # principal components of a group, or of two, in which parts are looked for
+_TURNS = 4  # times that the line along which parts are looked for is turned
+_SAME = 1.5  # noise standard deviations between two groups that no test tells apart
 _ALIKE = 0.75  # cosine of two mean waveforms from which on they are compared at all
 _NEAR = 4.0  # or distance
 _CLEAR = 6.0  # noise standard deviations; smaller groups are not split, as their parts would drown in the noise
-_VARIETY = 0.05  # standard deviation of the shape of the spikes of one unit, of their size; adds to the noise
+_VARIETY = 0.03  # standard deviation of the shape of the spikes of one unit, of their size; adds to the noise
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,18 @@ def _noise(size):
 
 
 def _parts(x):
-    """Return the indices of the two parts of a group along one of its main axes, or None if it holds together."""
+    """Return the indices of the two parts of a group, or None if it holds together."""
     if len(x) < 3 * _SMALLEST:
         return None
-    mean, axes = components(x, 2)
-    for axis in axes:
-        valley, gain, upper = gap((x - mean) @ axis)
-        if valley < _SPLIT and gain > _EVIDENCE and min(upper.sum(), (~upper).sum()) >= _SMALLEST:
+    mean, axes = components(x, _AXES)
+    points = (x - mean) @ axes.T
+    for axis in range(2):
+        upper = gap(points[:, axis])[2]
+        for _ in range(_TURNS):  # turn the line to where the parts found so far differ most
+            if min(upper.sum(), (~upper).sum()) < _SMALLEST:
+                break
+            valley, gain, upper = gap(points @ discriminant(points[upper], points[~upper]))
+        if min(upper.sum(), (~upper).sum()) >= _SMALLEST and valley < _SPLIT and gain > _EVIDENCE:
             return np.flatnonzero(~upper), np.flatnonzero(upper)
     return None
 
@@ -139,46 +146,36 @@ def merge(x, weight, groups, most_lag):
     list of Group
         At most as many.
     """
-    groups = list(groups)
-    mean = [average(x, weight, g) for g in groups]
-    apart = set()  # pairs known to have a gap
-    while True:
-        pair = next(
-            (p for p in _pairs(groups, mean, most_lag) if (id(groups[p[0]]), id(groups[p[1]])) not in apart), None
-        )
-        if pair is None:
-            return groups
-        i, j, lag = pair
-        if separate(x[groups[i].clean], x[groups[j].clean], lag):
-            apart.add((id(groups[i]), id(groups[j])))
+    held = dict(enumerate(groups))
+    mean = {i: average(x, weight, g) for i, g in held.items()}
+    alike = [pair for i in held for j in range(i) for pair in _if_alike(i, j, mean, most_lag)]
+    while alike:
+        _, i, j, lag = alike.pop(alike.index(min(alike)))
+        if separate(x[held[i].clean], x[held[j].clean], lag):
             continue
-        moved, by = (j, lag) if len(groups[i].clean) >= len(groups[j].clean) else (i, -lag)
-        x[groups[moved].every] = delay(x[groups[moved].every], by)
-        joined = Group(*(np.concatenate([getattr(groups[n], name) for n in (i, j)]) for name in ("clean", "every")))
-        apart = {p for p in apart if id(groups[i]) not in p and id(groups[j]) not in p}
-        kept = [n for n in range(len(groups)) if n not in (i, j)]
-        groups, mean = [groups[n] for n in kept] + [joined], [mean[n] for n in kept] + [average(x, weight, joined)]
+        moved, by = (j, lag) if len(held[i].clean) >= len(held[j].clean) else (i, -lag)
+        x[held[moved].every] = delay(x[held[moved].every], by)
+        both, new = (held.pop(i), held.pop(j)), max(mean) + 1
+        held[new] = Group(*(np.concatenate([getattr(g, name) for g in both]) for name in ("clean", "every")))
+        mean[new] = average(x, weight, held[new])
+        alike = [pair for pair in alike if not {i, j} & set(pair[1:3])]
+        alike += [pair for k in held if k != new for pair in _if_alike(new, k, mean, most_lag)]
+    return list(held.values())
 
 
-def _pairs(groups, mean, most_lag):
-    """Yield (i, j, lag) of the pairs that look alike, the nearest first."""
-    found = []
-    norm = [float(np.linalg.norm(m)) for m in mean]
-    for i in range(len(groups)):
-        for j in range(i):
-            lag, product = best_lag(mean[i], mean[j], most_lag)
-            distance = np.sqrt(max(0.0, norm[i] ** 2 + norm[j] ** 2 - 2 * product))
-            if product > _ALIKE * norm[i] * norm[j] or distance < _NEAR:
-                found.append((distance, i, j, lag))
-    for _, i, j, lag in sorted(found):
-        yield i, j, lag
+def _if_alike(i, j, mean, most_lag):
+    """Return [(distance, i, j, lag)] if two groups look so alike that they may be one, else []."""
+    norm = float(np.linalg.norm(mean[i])), float(np.linalg.norm(mean[j]))
+    lag, product = best_lag(mean[i], mean[j], most_lag)
+    distance = np.sqrt(max(0.0, norm[0] ** 2 + norm[1] ** 2 - 2 * product))
+    return [(distance, i, j, lag)] if product > _ALIKE * norm[0] * norm[1] or distance < _NEAR else []
 
 
 def separate(first, second, lag):
-    """Return whether there is a gap between two groups, on the line through their means.
+    """Return whether there is a gap between two groups, on the line along which they differ most.
 
-    The line comes from one half of the spikes and is looked at with the other, and the other way round: in as many
-    dimensions as a waveform has, the line through the means of few spikes always separates those spikes.
+    The line comes from one half of the spikes and is looked at with the other, and the other way round: with few spikes
+    a line always separates those that it was made for.
 
     Parameters
     ----------
@@ -191,14 +188,15 @@ def separate(first, second, lag):
     -------
     bool
     """
-    both = [first.reshape(len(first), -1), delay(second, lag).reshape(len(second), -1)]
-    noise = _noise(max(np.linalg.norm(x.mean(axis=0)) for x in both))
+    x = np.concatenate([first, delay(second, lag)]).reshape(len(first) + len(second), -1)
+    noise = _noise(max(np.linalg.norm(part.mean(axis=0)) for part in (x[: len(first)], x[len(first) :])))
+    mean, axes = components(x, _AXES)
+    points = (x - mean) @ axes.T / noise
     values, distance = [], []
     for half in (0, 1):
-        mean = [x[half::2].mean(axis=0) for x in both]
-        line = mean[0] - mean[1]
-        line /= max(np.linalg.norm(line), 1e-9)
-        seen = [(x[1 - half :: 2] - (mean[0] + mean[1]) / 2) @ line / noise for x in both]
+        known = [p[half::2] for p in (points[: len(first)], points[len(first) :])]
+        line, middle = discriminant(*known), (known[0].mean(axis=0) + known[1].mean(axis=0)) / 2
+        seen = [(p[1 - half :: 2] - middle) @ line for p in (points[: len(first)], points[len(first) :])]
         distance.append(seen[0].mean() - seen[1].mean())
         values += seen
     if np.mean(distance) < _SAME:

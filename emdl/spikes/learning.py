@@ -2,10 +2,11 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from emdl import model as core
 from emdl.backend import check_count
@@ -17,7 +18,8 @@ from emdl.spikes.model import SpikeModel
 
 _LOG = logging.getLogger(__name__)
 _STRETCH_UNITS, _PIECE_UNITS = 60_000, 2_000  # duration units learned from, at most, and in one piece
-_STILL = 0.05  # change of a waveform, sqrt(1 - cosine^2), below which it stands still
+_CALM, _STILL = 0.2, 0.05  # change of a waveform below which more units are looked for, and below which it stands still
+_FIRST_EVENTS, _FIRST_PIECES = 1500, 5  # learned from first, at least
 _GROWTHS = 2  # times that units are looked for in the residual
 _SETTLE = 4  # iterations at the end in which the number of units is not touched
 
@@ -138,34 +140,50 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
         raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
     began, rng = time.perf_counter(), np.random.default_rng(rng)
     white = whitening.learn(data, scale)
-    task = _Task(*_stretch(data, white, scale), white, scale, n_units, rng, choose(device)[0])
-    units = update.first_units(start.waveforms(task.x, white, scale, rng), scale)
-    rows, grown, converged, ended = [], 0, False, f"stopped after max_iter = {max_iter} iterations"
-    for iteration in range(1, max_iter + 1 if len(units) else 1):
-        opened = iteration <= max_iter - _SETTLE
-        events, residual = decision.decide(task.x, units, scale.unit, xp=task.xp)
-        updated, steady = _maximize(task, events, residual, units, opened)
-        if steady and opened and grown < _GROWTHS:
-            found = update.grow(task.x, residual, events, white, scale, rng)
-            grown, steady = grown + 1 if len(found) else _GROWTHS, len(found) == 0
-            updated = update.join(updated, found)
-        change = _change(units, updated) if steady and len(units) == len(updated) else 1.0
-        rows.append(
-            _progress(task, units, events, residual, (iteration, max_iter), change, time.perf_counter() - began)
+    x, passed = _stretch(data, white, scale)
+    task = _Task(x, passed, white, scale, n_units, rng, choose(device)[0])
+    waveforms, n_events = start.waveforms(x, white, scale, rng)
+    units, rows, converged, said = _iterate(
+        _stages(task, n_events), update.first_units(waveforms, scale), max_iter, callback, began
+    )
+    n_found = len(units)
+    if n_units is None and n_found:
+        units, n_found, notes = trust.review(x, units, scale)
+        said += notes
+    if n_found == 0:
+        converged, said = (
+            True,
+            ["no units: nothing in the recording stands out of the noise again and again", *said[1:]],
         )
+    return _finish(task, units, n_found, rows, converged, said)
+
+
+def _iterate(stages, units, max_iter, callback, began):
+    """Run EM on each stage until it stands still; return units, a row per iteration, whether it converged, the end."""
+    rows, grown = [], 0
+    if len(units) == 0:
+        return units, rows, True, ["stopped at the start"]
+    for iteration in range(1, max_iter + 1):
+        opened = iteration <= max_iter - _SETTLE
+        if not opened:
+            del stages[:-1]
+        task = stages[0]
+        events, residual = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
+        updated, change = _maximize(task, events, residual, units, opened)
+        if opened and change < _CALM and grown < _GROWTHS:
+            found = update.grow(task.x, residual, events, task.whitening, task.scale, task.rng)
+            grown, change = (grown + 1, 1.0) if len(found) else (_GROWTHS, change)
+            updated = update.join(updated, found)
+        rows.append(_progress(task, units, events, residual, iteration, max_iter, change, time.perf_counter() - began))
         units = updated
         if callback is not None and callback(rows[-1]):
-            ended = f"stopped by the callback after {iteration} iterations"
-            break
-        if len(units) == 0 or change < _STILL:
-            converged, ended = True, f"converged after {iteration} iterations"
-            break
-    n_found, notes = len(units), []
-    if n_units is None and len(units):
-        units, n_found, notes = trust.review(task.x, units, scale)
-    if n_found == 0:
-        converged, ended = True, "no units: nothing in the recording stands out of the noise again and again"
-    return _finish(task, units, n_found, rows, converged, [ended, *notes])
+            return units, rows, False, [f"stopped by the callback after {iteration} iterations"]
+        if len(units) == 0 or (change < _STILL and len(stages) == 1):
+            return units, rows, True, [f"converged after {iteration} iterations"]
+        if change < _STILL:
+            grown = 0
+            del stages[0]
+    return units, rows, False, [f"stopped after max_iter = {max_iter} iterations"]
 
 
 def _stretch(data, white, scale):
@@ -182,10 +200,21 @@ def _stretch(data, white, scale):
     return made[0], made[1]
 
 
+def _stages(task, n_events):
+    """Return what is learned from first, a part of the stretch that has events enough, and then all of it."""
+    N, piece = task.x.shape[1], _PIECE_UNITS * task.scale.unit
+    pieces = N // piece
+    share = max(_FIRST_PIECES, -(-pieces * _FIRST_EVENTS // max(n_events, 1)))
+    if share > pieces // 2:
+        return [task]
+    at = (np.linspace(0, N - piece, share).astype(int)[:, None] + np.arange(piece)).ravel()
+    return [replace(task, x=np.ascontiguousarray(task.x[:, at]), passed=task.passed[:, at]), task]
+
+
 def _maximize(task, events, residual, units, opened):
-    """M-step: return the units, and whether their number and alignment were left alone."""
+    """M-step: return the units, and how much they changed; 1 if their number or alignment did."""
     s, N = task.scale.length, task.x.shape[1]
-    events = update.inside(events, N, s, task.scale.length + 8)
+    events = update.inside(events, N, s, s + 8)
     found = update.alone(events, len(units), s)
     lag = np.zeros(len(units), np.int64)
     if opened:
@@ -193,30 +222,31 @@ def _maximize(task, events, residual, units, opened):
         for k, by in update.recentre(task.passed, events, found, task.scale.before, s, least).items():
             lag[k] = by
     x = update.clean_spikes(residual, events, units.D, lag)
-    before = len(found)
     if opened:
-        found = groups.split(x, found)
-        steady = len(found) == before
-        found = groups.merge(x, events.amplitude, found, task.scale.unit // 3)
+        found = groups.merge(x, events.amplitude, groups.split(x, found), task.scale.unit // 3)
         if task.n_units is not None:
             found = update.to_count(x, events.amplitude, found, task.n_units)
-    steady = not opened or (steady and len(found) == before == len(units) and not lag.any())
-    return update.units_of(x, events.amplitude, found, N, task.whitening.density), steady
+    updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
+    return updated, 1.0 if lag.any() else _change(units, updated)
 
 
 def _change(before, after):
     """Return the largest change of the template of a unit; those at the edge of the noise need not come to rest."""
-    inner = (before.D.astype(np.float64) * after.D).sum(axis=(1, 2))
-    return float(np.sqrt(1 - inner.clip(-1, 1) ** 2)[trust.firm(after)].max(initial=0))
+    if len(before) != len(after):
+        return 1.0
+    inner = np.abs(np.tensordot(after.D.astype(np.float64), before.D, ((1, 2), (1, 2))))
+    row, partner = linear_sum_assignment(inner, maximize=True)  # a group that was split and merged again has moved
+    return float(np.sqrt(1 - inner[row, partner].clip(0, 1) ** 2)[trust.firm(after)].max(initial=0))
 
 
-def _progress(task, units, events, residual, count, change, seconds):
+def _progress(task, units, events, residual, iteration, max_iter, change, seconds):
     """Return the state of an iteration, and log it."""
     mean, spread, logit = units.mean[events.unit], units.spread[events.unit], units.logit[events.unit]
     prior = 0.5 * ((events.amplitude - mean) / spread) ** 2 + 0.5 * np.log(2 * np.pi * spread**2) - logit
     energy = float(np.einsum("ij,ij->", residual, residual, dtype=np.float64))
     sigma = float(np.sqrt(energy / residual.size / task.whitening.density))
-    state = Progress(*count, energy / 2 + float(prior.sum()), len(events), units.lmbd, sigma, change, seconds, units.D)
+    objective = energy / 2 + float(prior.sum())
+    state = Progress(iteration, max_iter, objective, len(events), units.lmbd, sigma, change, seconds, units.D)
     _LOG.info("iteration %d: %d units, %d spikes, change %.2g", state.iteration, len(units), len(events), change)
     return state
 

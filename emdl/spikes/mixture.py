@@ -118,7 +118,27 @@ def _log_density(points, share, mass):
     return log_det - 0.5 * (turned**2).sum(axis=2) - 0.5 * d * np.log(2 * np.pi)
 
 
-def gap(values, n_iter=30):
+def discriminant(first, second):
+    """Return the line along which two groups differ most for their width (Fisher), a unit vector (d,).
+
+    Parameters
+    ----------
+    first, second : array (n, d), (m, d)
+        Points.
+
+    Returns
+    -------
+    ndarray (d,)
+        From the second to the first.
+    """
+    apart = first.mean(axis=0) - second.mean(axis=0)
+    inner = np.concatenate([first - first.mean(axis=0), second - second.mean(axis=0)])
+    width = (inner.T @ inner + _PRIOR * np.eye(inner.shape[1])) / (len(inner) + _PRIOR)
+    line = np.linalg.solve(width, apart)
+    return line / max(np.linalg.norm(line), 1e-12)
+
+
+def gap(values, n_iter=50):
     """Return how well one line of points falls into two groups.
 
     Two Gaussians are fitted by EM from the best threshold.
@@ -127,6 +147,8 @@ def gap(values, n_iter=30):
     ----------
     values : array (n,)
         Points on a line; the noise has variance 1.
+    n_iter : int
+        Most iterations.
 
     Returns
     -------
@@ -145,14 +167,18 @@ def gap(values, n_iter=30):
     parts = (order[:cut], order[cut:])
     mean, variance = np.array([p.mean() for p in parts]), np.array([max(p.var(), _FLOOR) for p in parts])
     weight = np.array([cut, n - cut]) / n
+    before = -np.inf
     for _ in range(n_iter):
-        log = np.log(weight) - 0.5 * np.log(2 * np.pi * variance) - 0.5 * (x[:, None] - mean) ** 2 / variance
-        top = log.max(axis=1, keepdims=True)
-        total = top + np.log(np.exp(log - top).sum(axis=1, keepdims=True))
+        scale = np.log(weight) - 0.5 * np.log(2 * np.pi * variance)
+        log = scale[:, None] - 0.5 * (x - mean[:, None]) ** 2 / variance[:, None]
+        total = np.logaddexp(log[0], log[1])
         share = np.exp(log - total)
-        mass = share.sum(axis=0) + 1e-9
-        weight, mean = mass / n, (share * x[:, None]).sum(axis=0) / mass
-        variance = np.maximum((share * (x[:, None] - mean) ** 2).sum(axis=0) / mass, _FLOOR)
+        mass = share.sum(axis=1) + 1e-9
+        weight, mean = mass / n, share @ x / mass
+        variance = np.maximum((share * (x - mean[:, None]) ** 2).sum(axis=1) / mass, _FLOOR)
+        if total.sum() - before < 1e-3:
+            break
+        before = total.sum()
     single = max(x.var(), _FLOOR)
     gain = 2 * (total.sum() + 0.5 * n * np.log(2 * np.pi * single) + 0.5 * n * x.var() / single) - 3 * np.log(n)
     high = int(mean.argmax())
@@ -161,4 +187,4 @@ def gap(values, n_iter=30):
         axis=1
     )
     valley = float(density.min() / min(density[0], density[-1]))
-    return valley, float(gain), share[:, high] > 0.5
+    return valley, float(gain), share[high] > 0.5

@@ -1,4 +1,4 @@
-"""A picture of what was learned: waveforms with their spread, a stretch of trace under its reconstruction, the learning."""
+"""A picture of what was learned: waveforms with their spread, the reconstruction over the trace, the learning."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -150,9 +150,9 @@ def _draw_trace(area, model, data, spikes, channels, seconds):
     ax.set_xlabel("time, s", size=8)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    size = float(f"{apart / 2:.0e}")
-    ax.plot([0.004] * 2, [base[-1] - size / 2, base[-1] + size / 2], color=_DARK, lw=2, transform=ax.get_yaxis_transform())
-    ax.text(0.008, base[-1] - size / 2, f"{size:g} (data unit)", size=7, va="bottom", transform=ax.get_yaxis_transform())
+    size, beside = float(f"{apart / 2:.0e}"), ax.get_yaxis_transform()
+    ax.plot([0.004] * 2, [base[-1] - size / 2, base[-1] + size / 2], color=_DARK, lw=2, transform=beside)
+    ax.text(0.008, base[-1] - size / 2, f"{size:g} (data unit)", size=7, va="bottom", transform=beside)
 
 
 def _given_stretch(seconds, n_samples, fs):

@@ -80,5 +80,8 @@ def best_lag(a, b, most):
     lag : int
     product : float
     """
-    product = sum(np.correlate(np.pad(a[c], most), b[c], "valid") for c in range(len(a)))
+    padded = np.zeros((len(a), a.shape[1] + 2 * most), a.dtype)
+    padded[:, most : most + a.shape[1]] = a
+    windows = np.lib.stride_tricks.sliding_window_view(padded, b.shape[1], axis=1)  # (C, 2 most + 1, s)
+    product = np.einsum("cls,cs->l", windows, b)
     return int(product.argmax()) - most, float(product.max())

@@ -97,8 +97,10 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
 
     Returns
     -------
-    ndarray (K, C, s) of float32
+    waveforms : ndarray (K, C, s) of float32
         Maybe none.
+    n_events : int
+        How many events stand out.
     """
     C, N = x.shape
     height = prominence(x, whitening, scale.unit)
@@ -108,8 +110,9 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
     spare = max(4, scale.before // 2)
     inside = (at > scale.before + spare) & (at < N - scale.length - spare)
     at, rest = at[inside], rest[inside]
-    if len(at) < _FEW:
-        return np.zeros((0, C, scale.length), np.float32)
+    n_events = len(at)
+    if n_events < _FEW:
+        return np.zeros((0, C, scale.length), np.float32), n_events
     if len(at) > _MOST_EVENTS:
         chosen = np.sort(rng.choice(len(at), _MOST_EVENTS, replace=False))
         at, rest = at[chosen], rest[chosen]
@@ -118,7 +121,8 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
     found = _tight_groups(pieces, rng)
     weight = np.ones(len(pieces))
     found = groups.merge(pieces, weight, found, scale.unit // 3)
-    return np.array([np.median(pieces[g.clean], axis=0) for g in found], np.float32).reshape(-1, C, scale.length)
+    mean = [np.median(pieces[g.clean], axis=0) for g in found]
+    return np.array(mean, np.float32).reshape(-1, C, scale.length), n_events
 
 
 def _tight_groups(pieces, rng):

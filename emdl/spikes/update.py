@@ -241,4 +241,4 @@ def grow(x, residual, events, whitening, scale, rng):
     np.add.at(edge, np.maximum(events.time - scale.unit // 2, 0), 1)
     np.add.at(edge, np.minimum(events.time + scale.length, x.shape[1]), -1)
     covered = np.cumsum(edge)[:-1] > 0
-    return first_units(start.waveforms(residual, whitening, scale, rng, covered=covered), scale)
+    return first_units(start.waveforms(residual, whitening, scale, rng, covered=covered)[0], scale)
