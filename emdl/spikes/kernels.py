@@ -9,6 +9,7 @@ import numpy as np
 
 from emdl._kernels.compiler import jit
 
+SWEEPS = 2  # times that all spikes of a stretch are reconsidered in a round
 LEAST = 0.4  # of the mean amplitude of a unit; what is smaller is no spike of it, however far above the noise
 
 
@@ -62,10 +63,10 @@ def best_near(r, bank, k, t, reach):
 
 
 @jit
-def reconsider(r, bank, mean, variance, logit, reach, time, unit, shift, amplitude, odds, count):
+def reconsider(r, bank, mean, variance, logit, reach, time, unit, shift, amplitude, odds, begin, end):
     """Take each spike out in turn and put back what explains its place best: another unit, another time, nothing."""
     K = bank.shape[0]
-    for i in range(count):
+    for i in range(begin, end):
         if amplitude[i] == 0:
             continue
         add(r, bank, unit[i], shift[i], time[i], amplitude[i])
@@ -82,8 +83,29 @@ def reconsider(r, bank, mean, variance, logit, reach, time, unit, shift, amplitu
 
 
 @jit
+def choose(score, taken, place, first, last, apart, chosen):
+    """Write the candidates in [first, last) more probable than none and than all nearby; return their number."""
+    n, low = 0, first
+    for i in range(first, last):
+        if taken[i] or score[i] <= 0:
+            continue
+        while place[low] < place[i] - apart:
+            low += 1
+        j, best = low, True
+        while best and j < last and place[j] <= place[i] + apart:
+            best = taken[j] or not (score[j] > score[i] or (score[j] == score[i] and j < i))
+            j += 1
+        if best:
+            chosen[n] = i
+            n += 1
+    return n
+
+
+@jit
 def decide(r, bank, mean, variance, logit, place, label, apart, reach, n_rounds):
     """Turn candidates into spikes: the most probable ones first, each reconsidered whenever others have come.
+
+    Stretches of candidates more than two templates apart are decided each on its own.
 
     Parameters
     ----------
@@ -107,40 +129,32 @@ def decide(r, bank, mean, variance, logit, place, label, apart, reach, n_rounds)
     time, unit, shift : array (n,) of int64
     amplitude, odds : array (n,) of float32
     """
-    m, F = len(place), bank.shape[1]
+    m, F, s = len(place), bank.shape[1], bank.shape[3]
     time, unit, shift = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m, np.int64)
     amplitude, odds = np.zeros(m, np.float32), np.zeros(m, np.float32)
-    score = np.empty(m)
-    taken = np.zeros(m, np.bool_)
-    count = 0
-    for _ in range(n_rounds):
-        before = count
-        for i in range(m):
-            score[i] = -1e30
-            if not taken[i]:
+    score, taken, chosen = np.empty(m), np.zeros(m, np.bool_), np.empty(m, np.int64)
+    first, count = 0, 0
+    while first < m:
+        last = first + 1
+        while last < m and place[last] - place[last - 1] <= 2 * s:
+            last += 1
+        begin = count
+        for _ in range(n_rounds):
+            for i in range(first, last):
                 k = label[i]
-                score[i], _a = judge(product(r, bank, k, F // 2, place[i]), mean[k], variance[k], logit[k])
-        first = 0
-        for i in range(m):
-            if score[i] <= 0:
-                continue
-            while place[first] < place[i] - apart:
-                first += 1
-            j, best = first, True
-            while best and j < m and place[j] <= place[i] + apart:
-                best = not (score[j] > score[i] or (score[j] == score[i] and j < i))
-                j += 1
-            if best:
-                taken[i] = True
-                time[count], unit[count] = place[i], label[i]
+                if not taken[i]:
+                    score[i], _a = judge(product(r, bank, k, F // 2, place[i]), mean[k], variance[k], logit[k])
+            n = choose(score, taken, place, first, last, apart, chosen)
+            if n == 0:
+                break
+            for i in chosen[:n]:
+                taken[i], unit[count] = True, label[i]
+                u, time[count], shift[count] = best_near(r, bank, label[i], place[i], 1)
+                odds[count], amplitude[count] = judge(u, mean[label[i]], variance[label[i]], logit[label[i]])
+                add(r, bank, unit[count], shift[count], time[count], -amplitude[count])
                 count += 1
-        if count == before:
-            break
-        for i in range(before, count):
-            k = unit[i]
-            u, time[i], shift[i] = best_near(r, bank, k, time[i], 1)
-            odds[i], amplitude[i] = judge(u, mean[k], variance[k], logit[k])
-            add(r, bank, k, shift[i], time[i], -amplitude[i])
-        reconsider(r, bank, mean, variance, logit, reach, time, unit, shift, amplitude, odds, count)
+            for _ in range(SWEEPS):
+                reconsider(r, bank, mean, variance, logit, reach, time, unit, shift, amplitude, odds, begin, count)
+        first = last
     kept = amplitude[:count] > 0
     return time[:count][kept], unit[:count][kept], shift[:count][kept], amplitude[:count][kept], odds[:count][kept]

@@ -12,7 +12,7 @@ from emdl import model as core
 from emdl.backend import check_count
 from emdl.device import choose
 from emdl.errors import InputError
-from emdl.spikes import decision, groups, scales, snippets, start, trust, update, whitening
+from emdl.spikes import decision, groups, number, scales, snippets, start, trust, update, whitening
 from emdl.spikes.detection import check_recording
 from emdl.spikes.model import SpikeModel
 
@@ -68,7 +68,6 @@ class _Task:
     passed: np.ndarray
     whitening: whitening.Whitening
     scale: scales.Scale
-    n_units: int | None
     rng: np.random.Generator
     xp: ModuleType
 
@@ -91,7 +90,8 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
         Sampling rate, Hz. From 5 kHz on extracellular spikes are looked for, below slow events such as heartbeats; see
         `emdl.spikes.scales`.
     n_units : int, optional
-        Number of units; by default it is found.
+        Number of units; by default it is found. If more are found, those that look alike are joined and the smallest
+        left out; if fewer, what was doubtful is taken and the loosest units are halved.
     window_ms : float, optional
         Length of a waveform, ms; by default 3, or 300 for slow events. A long one sees late parts, and costs time.
     band : (float, float), optional
@@ -141,15 +141,19 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
     began, rng = time.perf_counter(), np.random.default_rng(rng)
     white = whitening.learn(data, scale)
     x, passed = _stretch(data, white, scale)
-    task = _Task(x, passed, white, scale, n_units, rng, choose(device)[0])
+    task = _Task(x, passed, white, scale, rng, choose(device)[0])
     waveforms, n_events = start.waveforms(x, white, scale, rng)
     units, rows, converged, said = _iterate(
         _stages(task, n_events), update.first_units(waveforms, scale), max_iter, callback, began
     )
     n_found = len(units)
-    if n_units is None and n_found:
+    if n_found:
         units, n_found, notes = trust.review(x, units, scale)
         said += notes
+    if n_found and n_units is not None:
+        units, n_found = number.fewer(units, n_found, n_units, scale.unit)
+        units, n_found = number.more(x, units, n_units, scale, white.density)
+        said += [] if n_found == n_units else [f"only {n_found} of {n_units} units could be told apart"]
     if n_found == 0:
         converged, said = (
             True,
@@ -224,8 +228,6 @@ def _maximize(task, events, residual, units, opened):
     x = update.clean_spikes(residual, events, units.D, lag)
     if opened:
         found = groups.merge(x, events.amplitude, groups.split(x, found), task.scale.unit // 3)
-        if task.n_units is not None:
-            found = update.to_count(x, events.amplitude, found, task.n_units)
     updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
     return updated, 1.0 if lag.any() else _change(units, updated)
 

@@ -8,7 +8,7 @@ from emdl.backend import check_number
 from emdl.spikes.detection import check_recording
 from emdl.spikes.whitening import band_pass
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5D3A9B")  # Okabe and Ito, no yellow
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255")  # Okabe, Ito and Tol, no yellow
 MARKERS = ("v", "o", "s", "D", "^", "P")  # a new one each time that the colours begin again
 _GREY, _DARK = "0.65", "0.1"
 _COLUMNS, _MOST_UNITS, _MOST_CHANNELS = 4, 12, 8

@@ -5,7 +5,7 @@ import scipy.signal
 
 from emdl.ops import analyze_full
 from emdl.spikes import decision, kernels
-from emdl.spikes.decision import Units
+from emdl.spikes.number import pool
 from emdl.spikes.snippets import best_lag
 
 _DECOYS = 0.3  # spikes found in the residual turned upside down, per spike
@@ -95,21 +95,18 @@ def join_bursts(events, units, scale):
         Which were joined to others, and are to be left out.
     """
     count, joined = np.bincount(events.unit, minlength=len(units)), set()
-    mean, spread, rate = units.mean.copy(), units.spread.copy(), units.rate.copy()
-    for small in np.argsort(mean).tolist():
-        for large in np.argsort(-mean).tolist():
-            m = np.array([mean[large], mean[small]])
+    order = np.argsort(units.mean).tolist()
+    for small in order:
+        for large in reversed(order):
+            m = units.mean[[large, small]]
             if not (m[1] > kernels.LEAST * m[0] and m[0] > m[1]) or small in joined:
                 continue
             if best_lag(units.D[large], units.D[small], scale.unit // 3)[1] < _SAME_SHAPE:
                 continue
             if follows(events.time[events.unit == small], events.time[events.unit == large], scale.unit):
-                n, v = count[[large, small]], np.array([spread[large], spread[small]]) ** 2
-                mean[large] = (n * m).sum() / n.sum()
-                spread[large] = np.sqrt((n * (v + (m - mean[large]) ** 2)).sum() / n.sum())
-                rate[large] += rate[small]
+                units = pool(units, large, small, count[[large, small]])
                 joined.add(small)
-    return Units(units.D, mean, spread, rate), joined
+    return units, joined
 
 
 def follows(small, large, unit_length):

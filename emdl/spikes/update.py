@@ -183,37 +183,6 @@ def units_of(x, weight, groups_, n_samples, density):
     return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
 
 
-def to_count(x, weight, groups_, n_units):
-    """Return exactly `n_units` groups, as far as possible: the weakest go, or the loosest are halved.
-
-    Parameters
-    ----------
-    x : array (n, C, s)
-        Spikes, aligned.
-    weight : array (n,)
-        Amplitudes.
-    groups_ : list of Group
-        What there is.
-    n_units : int
-        What is wanted.
-
-    Returns
-    -------
-    list of Group
-    """
-    size = [np.linalg.norm(groups.average(x, weight, g)) for g in groups_]
-    groups_ = [groups_[i] for i in sorted(np.argsort(size)[::-1][:n_units])]
-    while len(groups_) < n_units:
-        parts = [groups.halves(x[g.clean]) if len(g.clean) >= 2 * _FEW else (np.inf, [], []) for g in groups_]
-        parts = [p if min(len(p[1]), len(p[2])) >= _FEW else (np.inf, *p[1:]) for p in parts]
-        loosest = int(np.argmin([p[0] for p in parts])) if parts else -1
-        if loosest < 0 or not np.isfinite(parts[loosest][0]):
-            break
-        clean = groups_.pop(loosest).clean
-        groups_ += [Group(clean[p], clean[p]) for p in parts[loosest][1:]]
-    return groups_
-
-
 def grow(x, residual, events, whitening, scale, rng):
     """Return units for the events that stand out of the residual, away from the spikes that are known.
 
