@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emdl.backend import parallel_map
 from emdl.codes import SparseCodes
 from emdl.device import to_host
 from emdl.encoder import solve
@@ -30,6 +31,7 @@ _LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their s
 _ROUNDS = 6
 _REST = 2  # duration units in which no unit is active twice
 _TOL = 1e-2  # relative duality gap of the codes that candidates come from; a smaller one changes no decision
+_BATCH = 64  # stretches of one length solved by one thread
 _SPAN = 1 << 16  # code positions correlated at once
 
 
@@ -218,25 +220,36 @@ def encode(x, D, lmbd, *, tol=_TOL, xp=np):
     size = -(-(last - first + s) // spare) * spare  # multiples of it, so that few different lengths occur
     if xp is not np:  # fewer still: a device is full with few large batches
         size = s * 2 ** np.ceil(np.log2(size / s)).astype(np.int64)
-    index, value = [], []
-    for length in np.unique(size):
-        chosen = np.flatnonzero(size == length)
-        y = np.zeros((len(chosen), len(x), length), np.float32)
-        for row, i in enumerate(chosen):
-            part = x[:, first[i] : last[i] + s]
-            y[row, :, : part.shape[1]] = part
-        part, atoms, rates = (xp.asarray(a) for a in (y, D, np.asarray(lmbd, np.float64)))
-        codes = solve(part, atoms, rates, (1,), tol=tol, positive=True).codes
-        if xp is not np:
-            codes = SparseCodes.from_dense(codes)
-        row = np.repeat(np.arange(len(chosen)), np.diff(codes.start))
-        inside = codes.index // len(D) <= (last - first)[chosen][row]
-        index.append((codes.index + first[chosen][row] * len(D))[inside])
-        value.append(codes.value[inside])
-    index = np.concatenate([np.zeros(0, np.int64), *index])
-    value = np.concatenate([np.zeros(0, np.float32), *value])
+    batches = [
+        (length, chosen[a : a + _BATCH] if xp is np else chosen)
+        for length in np.unique(size)
+        for chosen in [np.flatnonzero(size == length)]
+        for a in range(0, len(chosen) if xp is np else 1, _BATCH)
+    ]
+    rates = np.asarray(lmbd, np.float64)
+    solved = (parallel_map if xp is np else map)(
+        lambda batch: _solve_batch(x, D, rates, first[batch[1]], last[batch[1]], batch[0], tol, xp), batches
+    )
+    index, value = (np.concatenate(parts) for parts in zip(*_NOTHING, *solved, strict=True))
     order = np.argsort(index, kind="stable")
     return SparseCodes((1, len(D), n_positions), np.array([0, len(index)]), index[order], value[order])
+
+
+_NOTHING = ((np.zeros(0, np.int64), np.zeros(0, np.float32)),)
+
+
+def _solve_batch(x, D, lmbd, first, last, length, tol, xp):
+    """Return index and value of the codes of stretches of one length, with code positions [first, last]."""
+    s, K = D.shape[-1], len(D)
+    y = np.zeros((len(first), len(x), length), np.float32)
+    for row, (a, b) in enumerate(zip(first, last + s, strict=True)):
+        y[row, :, : b - a] = x[:, a:b]
+    codes = solve(xp.asarray(y), xp.asarray(D), xp.asarray(lmbd), (1,), tol=tol, positive=True).codes
+    if xp is not np:
+        codes = SparseCodes.from_dense(codes)
+    row = np.repeat(np.arange(len(first)), np.diff(codes.start))
+    inside = codes.index // K <= (last - first)[row]
+    return (codes.index + first[row] * K)[inside], codes.value[inside]
 
 
 def _islands(x, D, lmbd, xp):

@@ -7,8 +7,8 @@ _PRIOR = 20.0  # snippets that the prior of a covariance, the identity, counts f
 _STRAY = 0.01  # least share of snippets that belong to no group
 
 
-def components(x, n_dims):
-    """Return the first principal components of snippets.
+def components(x, n_dims, *, n_iter=6):
+    """Return the first principal components of snippets, by subspace iteration.
 
     Parameters
     ----------
@@ -16,6 +16,8 @@ def components(x, n_dims):
         Snippets.
     n_dims : int
         How many; fewer if the data have fewer.
+    n_iter : int
+        Rounds of the iteration. More make components of nearly equal variance exact, which nothing here needs.
 
     Returns
     -------
@@ -23,13 +25,15 @@ def components(x, n_dims):
     axes : ndarray (n_dims, d)
         Orthonormal.
     """
-    mean = x.mean(axis=0)
-    centred = (x - mean).astype(np.float64)
-    if len(x) < x.shape[1]:
-        axes = np.linalg.svd(centred, full_matrices=False)[2][:n_dims]
-    else:
-        axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :n_dims].T
-    return mean, axes
+    mean = x.mean(axis=0, dtype=np.float64)
+    centred = x - mean
+    n_dims = min(n_dims, *x.shape)
+    q = centred[np.linspace(0, len(x) - 1, min(n_dims + 4, *x.shape)).astype(int)].T
+    for _ in range(n_iter):
+        q = centred.T @ (centred @ np.linalg.qr(q)[0])
+    q = np.linalg.qr(q)[0]
+    small = centred @ q
+    return mean, (q @ np.linalg.eigh(small.T @ small)[1][:, ::-1][:, :n_dims]).T
 
 
 def cluster(points, largest, rng, *, n_iter=60):
@@ -61,6 +65,7 @@ def cluster(points, largest, rng, *, n_iter=60):
        doi:10.1109/34.990138.
     """
     n, d = points.shape
+    outer = (points[:, :, None] * points[:, None, :]).reshape(n, d * d)
     stray = -np.log(np.ptp(points, axis=0) + 1).sum()
     share = np.eye(largest)[_nearest(points, _spread_centres(points, largest, rng))]
     share = np.column_stack([share, np.zeros(n)])
@@ -71,7 +76,7 @@ def cluster(points, largest, rng, *, n_iter=60):
         share, mass = share[:, kept], mass[kept]
         log = np.empty((n, len(mass)))
         log[:, -1] = np.log(max(mass[-1] / n, _STRAY)) + stray
-        log[:, :-1] = _log_density(points, share[:, :-1], mass[:-1]) + np.log(mass[:-1] / n)
+        log[:, :-1] = _log_density(points, outer, share[:, :-1], mass[:-1]) + np.log(mass[:-1] / n)
         top = log.max(axis=1, keepdims=True)
         total = top + np.log(np.exp(log - top).sum(axis=1, keepdims=True))
         share = np.exp(log - total)
@@ -105,17 +110,16 @@ def _nearest(points, centres, n_iter=8):
     return label
 
 
-def _log_density(points, share, mass):
+def _log_density(points, outer, share, mass):
     """Return the log density of the points (n, k) under the Gaussians that their shares (n, k) describe."""
-    n, d = points.shape
+    d = points.shape[1]
     mean = share.T @ points / mass[:, None]
-    outer = (points[:, :, None] * points[:, None, :]).reshape(n, d * d)
     second = (share.T @ outer).reshape(-1, d, d) - mass[:, None, None] * mean[:, :, None] * mean[:, None, :]
     covariance = (second + _PRIOR * np.eye(d)) / (mass + _PRIOR)[:, None, None]
-    root = np.linalg.cholesky(np.linalg.inv(covariance))  # of the precision, so that no system is solved per point
-    turned = np.einsum("kij,nki->nkj", root, points[:, None, :] - mean, optimize=True)
-    log_det = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
-    return log_det - 0.5 * (turned**2).sum(axis=2) - 0.5 * d * np.log(2 * np.pi)
+    precision = np.linalg.inv(covariance)
+    pulled = np.einsum("kij,kj->ki", precision, mean)
+    square = outer @ precision.reshape(-1, d * d).T - 2 * points @ pulled.T + (pulled * mean).sum(axis=1)
+    return -0.5 * (square + np.linalg.slogdet(covariance)[1] + d * np.log(2 * np.pi))
 
 
 def discriminant(first, second):
