@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl._kernels import bands, network
+from emdl._kernels import bands, network, products
 from emdl._kernels.layers import correlate_codes as correlate_at
 from emdl.backend import array_module, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, residual_full, synthesize_full
 from emdl.prox import extrapolate, momentum_backward, shrink_backward_sum
-from emdl.unrolled import DenseLayers, momenta
+from emdl.unrolled import DenseLayers, MixedLayers, momenta
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def backward_full(trace, g_z, *, n_layers=None):
     -------
     Grads
     """
-    back = _dense_backward if isinstance(trace.codes, DenseLayers) else _sparse_backward
+    back = {DenseLayers: _dense_backward, MixedLayers: _mixed_backward}.get(type(trace.codes), _sparse_backward)
     stop = trace.n_layers - (n_layers or trace.n_layers) + 1  # the earliest layer, counted from one
     g_D, g_analysis, g_theta, g_y, g_step = back(trace, g_z, stop)
     if trace.analysis is None:
@@ -169,14 +169,62 @@ def _dense_codes(layers, zero):
     return codes
 
 
-def _sparse_backward(trace, g_z, stop):
-    """Return the gradients of D, A, theta, y and step by the kernels."""
-    codes = trace.codes
+def _mixed_backward(trace, g_z, stop):
+    """Return the gradients of D, A, theta, y and step: by the kernels, then by products where the codes are dense."""
+    y, D, stride, dense = trace.y, trace.D, trace.stride, trace.codes.dense
+    A = D if trace.analysis is None else trace.analysis
+    g_D, g_A, g_theta, g_y, g_step = np.zeros(D.shape), np.zeros(D.shape), np.zeros(len(D)), np.zeros_like(y), 0.0
+    beta, shape = np.array([*momenta(trace.n_layers), 0, 0], y.dtype), (*dense[0].shape[:2], -1)
+    if trace.codes.sparse is None:
+        g, g_next = (g_z.dense() if isinstance(g_z, SparseCodes) else g_z).reshape(shape), np.zeros_like(dense[0])
+    else:
+        m, handed = len(dense), []
+        if stop > m:
+            return _sparse_backward(trace, g_z, stop, trace.codes.sparse)
+        g_D, g_A, g_theta, g_y, g_step = _sparse_backward(trace, g_z, m + 1, trace.codes.sparse, handed)
+        first, second = (_through_u(g_u, A, D, stride, trace.step) for g_u in handed)
+        g, g_next = (1 + beta[m]) * first - beta[m + 1] * second, -beta[m] * first
+    g, g_next = np.array(g.reshape(shape)), g_next.reshape(shape)
+    step, zero, w = y.dtype.type(trace.step), np.zeros_like(g), np.empty_like(g)
+    z = [zero, zero, *(code.reshape(zero.shape) for code in dense)]
+    for t in range(len(dense), stop - 1, -1):
+        slopes = np.zeros(zero.shape[:2])
+        products.over_rows(products.gate_rows, g, z[t + 1], g, slopes)
+        g_theta += slopes.sum(axis=0)
+        q = products.synthesize(g, A, y.shape, stride)
+        g_y += step * q
+        products.over_rows(lambda a, b, out, beta=beta[t - 1]: products.mix_codes(a, b, beta, out), z[t], z[t - 1], w)
+        residual = y - products.synthesize(w, D, y.shape, stride)
+        g_step += (q.astype(np.float64) * residual).sum()
+        g_A += float(step) * products.correlate(residual, g, D.shape, stride)
+        g_D -= float(step) * products.correlate(q, w, D.shape, stride)
+        if t > stop:
+            c = analyze_full(q, D, stride).reshape(shape)
+            products.over_rows(
+                lambda *x, ahead=1 + beta[t - 1], back=beta[t - 1]: products.return_rows(*x, step, ahead, back),
+                g, c, g_next,
+            )  # fmt: skip
+    return g_D, g_A, g_theta, g_y, g_step
+
+
+def _through_u(g_u, A, D, stride, step):
+    """Return the gradient of w of a layer, dense, given that of u: g_u - step D^T A g_u."""
+    g_w = -D.dtype.type(step) * analyze_full(synthesize_full(g_u, A, stride), D, stride)
+    return g_w + g_u.dense()
+
+
+def _sparse_backward(trace, g_z, stop, codes=None, handed=None):
+    """Return the gradients of D, A, theta, y and step by the kernels.
+
+    `codes` are those of the trace or a part of it; to the list `handed` the gradients of u of the layers `stop` and
+    stop + 1 are added.
+    """
+    codes = trace.codes if codes is None else codes
     net, y = codes.net, planes(trace.y)
     correlations = None
     if net.gram is not None and codes.every < net.n_layers:
         correlations = analyze_full(trace.y, trace.D if trace.analysis is None else trace.analysis, trace.stride)
-    g_y = np.zeros_like(y)
+    g_y, slopes = np.zeros_like(y), [None] * len(y)
 
     def one(i):
         signal = bands.to_bands(y[i], net.layout)
@@ -184,9 +232,13 @@ def _sparse_backward(trace, g_z, stop):
         given = g_z.signal(i)[1] if isinstance(g_z, SparseCodes) else g_z[i].reshape(net.shape[0], -1)
         way = network.go_back(net, signal, own, codes.segments[i], codes.every, given, codes.shape[-1], stop)
         bands.add_from_bands(g_y[i], way.g_y, net.layout)
+        if handed is not None:
+            slopes[i] = [way.slopes_of(t, codes.shape[-1]) for t in (stop, stop + 1)]
         return way.g_synthesis.sum(axis=0), way.g_analysis.sum(axis=0), way.g_theta.sum(axis=0), way.g_step.sum()
 
     sums = [sum(parts) for parts in zip(*parallel_map(one, range(len(y))), strict=True)]
+    if handed is not None:
+        handed += [SparseCodes.stack(codes.shape, pieces, y.dtype) for pieces in zip(*slopes, strict=True)]
     g_D, g_A = (bands.unpack_rows(g, net.shape).reshape(trace.D.shape) for g in sums[:2])
     return g_D, g_A, sums[2], g_y.reshape(trace.y.shape), sums[3]
 

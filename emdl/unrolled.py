@@ -5,7 +5,8 @@ u_t = w_t + step A^T (y - D w_t)
 z_t = shrink(u_t, theta)                                                                        (2)
 
 The analysis dictionary A is D itself unless another one is given. NumPy arrays take kernels whose cost follows the
-non-zeros; the array version beside them is the oracle of the kernels and the way of CuPy arrays.
+non-zeros, and matrix products as long as few codes are zero; the array version beside them is the oracle of the kernels
+and the way of CuPy arrays.
 """
 
 import math
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl._kernels import bands, network
+from emdl._kernels import bands, network, products
 from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 from emdl.ops import analyze_full, as_problem, as_rates, plane_stride, planes, positions_of, residual_full
 from emdl.prox import shrink_momentum
 
+_PROBES = 8  # places at which the share of non-zeros in the first layer is estimated
+_CHANGE = 4  # dense layers that cost as much as changing from products to kernels, on both ways
 _MAX_NUMBER = 2**16  # codes of one tile are numbered in 16 bits
 
 
@@ -60,6 +63,8 @@ class Trace:
     @property
     def z(self):
         """The codes of the last layer, array (n, K, *P)."""
+        if isinstance(self.codes, MixedLayers) and self.codes.sparse is None:
+            return self.codes.dense[-1]
         last = self.codes[-1]
         return last.dense() if isinstance(last, SparseCodes) else last
 
@@ -189,7 +194,9 @@ def unroll_full(y, D, theta, step, n_iter, positive, stride, *, analysis=None, c
     checkpoint : int, optional
         Keep the codes of two layers in every `checkpoint` only.
     dense : bool, optional
-        Take the array version; by default where the kernels cannot work, as with CuPy arrays.
+        Take the array version; by default where the kernels cannot work, as with CuPy arrays. If False, take the
+        kernels of the non-zeros in all layers; by default, in those after the share of non-zeros has fallen far enough
+        below `bands.share_limit`.
 
     Returns
     -------
@@ -197,12 +204,11 @@ def unroll_full(y, D, theta, step, n_iter, positive, stride, *, analysis=None, c
     """
     xp = array_module(y, D)
     every = n_iter if checkpoint is None else min(checkpoint, n_iter)
+    products_too = dense is None and checkpoint is None
     if dense is None:
         dense = xp is not np or len(D) * 256 // y.itemsize > _MAX_NUMBER
-    make = _dense_layers if dense else _sparse_layers
-    codes = make(
-        y, D, D if analysis is None else analysis, xp.asarray(theta, y.dtype), step, n_iter, positive, stride, every
-    )
+    arguments = (y, D, D if analysis is None else analysis, xp.asarray(theta, y.dtype), step, n_iter, positive, stride)
+    codes = _dense_layers(*arguments, every) if dense else _sparse_layers(*arguments, every, products_too)
     return Trace(y, D, analysis, xp.asarray(theta, y.dtype), step, positive, stride, codes)
 
 
@@ -325,7 +331,42 @@ class SparseLayers(Sequence):
         return SparseCodes.stack(self.shape, pieces, pieces[0][1].dtype)
 
 
-def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every):
+@dataclass(frozen=True)
+class MixedLayers(Sequence):
+    """Codes of the layers, the first of which were made by matrix products.
+
+    Attributes
+    ----------
+    net : bands.Network
+        The network.
+    dense : list of ndarray (n, K, *P)
+        Codes of the first layers.
+    sparse : SparseLayers or None
+        The others, if any, and the last two of `dense`.
+    """
+
+    net: bands.Network
+    dense: list
+    sparse: SparseLayers | None
+
+    @property
+    def shape(self):
+        """(n, K, *P)."""
+        return self.dense[0].shape
+
+    def __len__(self):
+        return self.net.n_layers
+
+    def __getitem__(self, t):
+        number = _layer_number(t, len(self), range(len(self)))
+        return (
+            self.sparse[number]
+            if self.sparse and number >= len(self.dense)
+            else SparseCodes.from_dense(self.dense[number])
+        )
+
+
+def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every, products_too):
     """Return the layers by the kernels."""
     shape = positions_of(y, D, stride)
     correlations = None
@@ -344,11 +385,18 @@ def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every)
         plane_stride(stride),
         correlations is not None,
     )
-    signals = planes(y)
+    signals, dense = planes(y), []
+    if products_too and correlations is None:
+        dense = _layers_by_products(net, y, D, analysis, theta, positive, stride)
+    if len(dense) == n_iter:
+        return MixedLayers(net, dense, None)
 
     def one(i):
         signal = bands.to_bands(signals[i], net.layout)
         own = None if correlations is None else correlations[i]
+        if dense:
+            last = [planes(z)[i] for z in ([np.zeros_like(dense[0]), *dense])[-2:]]
+            return [network.run_forward(net, signal, own, network.start_at(net, len(dense) - 1, last), n_iter)]
         part = network.empty_start(net, y.dtype)
         parts = []
         for t in range(0, n_iter, every):
@@ -359,4 +407,46 @@ def _sparse_layers(y, D, analysis, theta, step, n_iter, positive, stride, every)
             parts.append(part)
         return parts
 
-    return SparseLayers(net, shape, parallel_map(one, range(len(y))), every)
+    sparse = SparseLayers(net, shape, parallel_map(one, range(len(y))), every)
+    return MixedLayers(net, dense, sparse) if dense else sparse
+
+
+def _layers_by_products(net, y, D, analysis, theta, positive, stride):
+    """Return the codes of the first layers, as long as their share of non-zeros is such that matrix products pay."""
+    shape, T = positions_of(y, D, stride), net.n_layers
+    limit = bands.share_limit(D.shape, math.prod(shape))
+    high = np.broadcast_to(theta.reshape(-1), len(D))
+    # halfway to 1: the first layers are the densest
+    if limit >= 1 or _share_at_some(y, analysis, high / net.step, positive, stride) < (1 + limit) / 2:
+        return []
+    flat = (*shape[:2], math.prod(shape[2:]))
+    bounds = [np.tile(b, (flat[0], 1)) for b in (np.full_like(high, -np.inf) if positive else -high, high)]
+    w, before, codes = np.zeros(flat, y.dtype), np.zeros(flat, y.dtype), []
+    for t in range(1, T + 1):
+        r = y - products.synthesize(w, D, y.shape, stride)
+        c, z, beta = analyze_full(r, analysis, stride).reshape(flat), np.empty(flat, y.dtype), net.back[t + 1]
+        counts = products.over_rows(
+            lambda *x, beta=beta: products.shrink_rows(*x[:5], net.step, beta, x[5]), w, c, before, *bounds, z
+        )
+        before = z
+        codes.append(z.reshape(shape))
+        if _change_pays(t, T, sum(counts) / z.size, limit):
+            break
+    return codes
+
+
+def _change_pays(t, T, share, limit):
+    """Return whether to leave the layers after layer t to the kernels: only if the change costs less than it saves."""
+    return (T - t) * (1 - share / limit) > _CHANGE
+
+
+def _share_at_some(y, analysis, high, positive, stride):
+    """Return the share of non-zeros in the first layer, at positions spread over the first signal."""
+    size, step, height = analysis.shape[2], stride[0], y.shape[2]
+    length = size if y.ndim == 4 else size + 255 * step
+    found = []
+    for start in np.linspace(0, max(0, height - length), _PROBES).astype(int):
+        c = analyze_full(np.ascontiguousarray(y[:1, :, start : start + length]), analysis, stride)
+        c = c if positive else abs(c)
+        found.append((c > high.reshape(-1, *[1] * (c.ndim - 2))).mean())
+    return float(np.mean(found))

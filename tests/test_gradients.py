@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 from laws import CASES, case_name, dense_operator
-from test_unrolled import LARGE, choose_form, layers_of_matrices, many_bands, setting
+from test_unrolled import (
+    LARGE,
+    choose_form,
+    choose_products,
+    layers_of_matrices,
+    many_bands,
+    setting,
+)
 
 from emdl import ConvergenceWarning, backward, encode, lipschitz, unroll
 from emdl._kernels import bands, network
@@ -72,6 +79,28 @@ def test_kernels_equal_the_array_version(case, gram, n_layers, monkeypatch, rng)
     g_z = rng.standard_normal(traces[0].z.shape)
     got, want = (backward_full(trace, g_z, n_layers=n_layers) for trace in traces)
     assert_same_gradients(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("n_dense", [1, 2, 4, 6])
+@pytest.mark.parametrize("n_layers", [None, 1, 3, 5])
+@large
+@pytest.mark.usefixtures("many_bands")
+def test_products_equal_the_kernels(case, n_layers, n_dense, monkeypatch, rng):
+    choose_form(monkeypatch, gram=False)
+    y, D, A, theta, step = setting(case, rng, untied=True)
+    options = (y, D, theta, step, 6, False, case["stride"])
+    sparse = unroll_full(*options, analysis=A, dense=False)
+    choose_products(monkeypatch, n_dense)
+    mixed = unroll_full(*options, analysis=A)
+    assert len(mixed.codes.dense) == n_dense
+    g_z = rng.standard_normal(sparse.z.shape)
+    got, want = (backward_full(trace, g_z, n_layers=n_layers) for trace in (mixed, sparse))
+    assert_same_gradients(got, want, 1e-11)
+    z = mixed.codes[-1]
+    row = np.repeat(np.arange(len(y)), np.diff(z.start))
+    value = g_z.reshape(len(y), len(D), -1)[row, z.index % len(D), z.index // len(D)]
+    given = SparseCodes(z.shape, z.start, z.index, value)
+    assert_same_gradients(backward_full(mixed, given, n_layers=n_layers), got, 0)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from laws import CASES, case_name, dense_operator, make_problem
 
-from emdl import lipschitz, unroll
+from emdl import lipschitz, unroll, unrolled
 from emdl._kernels import bands, network
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
@@ -85,6 +85,41 @@ def test_kernels_equal_the_array_version_in_every_layer(case, gram, monkeypatch,
     for z, z_want in zip(got.codes, want.codes, strict=True):
         assert (np.diff(z.index) > 0).sum() >= len(z.index) - len(y), "not in the order of SparseCodes"
         np.testing.assert_allclose(z.dense(), z_want, rtol=1e-11, atol=1e-12)
+
+
+def choose_products(monkeypatch, n_dense):
+    """Take matrix products in the first `n_dense` layers."""
+    choose_form(monkeypatch, gram=False)
+    monkeypatch.setattr(bands, "share_limit", lambda *_: -1.0)
+    monkeypatch.setattr(unrolled, "_change_pays", lambda t, *_: t == n_dense)
+
+
+@pytest.mark.parametrize("n_dense", [1, 2, 3, 6])
+@sides
+@large
+@pytest.mark.usefixtures("many_bands")
+def test_products_equal_the_kernels_in_every_layer(case, positive, n_dense, monkeypatch, rng):
+    choose_form(monkeypatch, gram=False)
+    y, D, A, theta, step = setting(case, rng, untied=True)
+    options = (y, D, theta, step, 6, positive, case["stride"])
+    want = unroll_full(*options, analysis=A, dense=False)
+    choose_products(monkeypatch, n_dense)
+    got = unroll_full(*options, analysis=A)
+    assert len(got.codes.dense) == n_dense
+    for z, z_want in zip(got.codes, want.codes, strict=True):
+        np.testing.assert_allclose(z.dense(), z_want.dense(), rtol=1e-11, atol=1e-12)
+
+
+def test_products_are_taken_where_few_codes_are_zero_and_nowhere_else(rng):
+    case = {"n": 1, "C": 1, "K": 32, "s": (7, 7), "P": (60, 61), "stride": (1, 1)}
+    y, D, _, theta, step = setting(case, rng, dtype=np.float32)
+    dense = unroll(y, D, 0.2 * theta, step, 4)
+    sparse = unroll(y, D, 3 * theta, step, 4)
+    assert len(dense.codes.dense) > 0
+    assert isinstance(sparse.codes, unrolled.SparseLayers)
+    assert np.count_nonzero(sparse.z) > 0
+    assert isinstance(unroll(y[:, :, :20, :20], D, 0.2 * theta, step, 4).codes, unrolled.SparseLayers)  # too small
+    assert isinstance(unroll(y, D, 0.2 * theta, step, 4, checkpoint=2).codes, unrolled.SparseLayers)
 
 
 @large

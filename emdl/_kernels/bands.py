@@ -9,6 +9,7 @@ from emdl._kernels.vectors import ROW, lanes
 
 _BAND = 20_000_000  # multiplications of one layer on one band: long against the cost of handing it to a thread
 _MAX_BANDS = 16
+_LEAST = 4_000_000  # multiplications of one layer that are long against the calls of its matrix products
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,32 @@ def gram_pays(correlations, shape, high, stride):
     by_gram = share * (K * lags / 6 + 20)
     by_residual = 4 * math.ceil(K / 4) / K * C * s / 28 + share * (C * s / 6 + 40)
     return by_gram < by_residual and K * K * lags < 2**22
+
+
+def share_limit(shape, n_codes):
+    """Return the share of non-zeros above which a layer, forward and backward, costs less by dense matrix products.
+
+    The costs are nanoseconds for a code on one core, fitted to measurements in float32 with 8 to 64 atoms. The kernels
+    work on patches, in rows filled up to `ROW`, for each non-zero. The products work on all codes, and pass over the
+    patches of a position once for all atoms.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (K, C, *s).
+    n_codes : int
+        Codes of a layer, of all signals.
+
+    Returns
+    -------
+    float
+        1 where the products never pay: for few codes, whose calls cost more than the work.
+    """
+    if n_codes * math.prod(shape[1:]) < _LEAST:
+        return 1.0
+    K, C, *s = shape
+    taps, padded = C * math.prod(s), C * math.prod(s[:-1]) * -(-s[-1] // ROW) * ROW
+    return min(1.0, (0.4 * taps + 4.6 * taps / K + 7) / (padded + 27))
 
 
 def to_bands(y, layout):

@@ -141,6 +141,28 @@ def sort_codes(row, index, start, width, frame, number, order):
 
 
 @jit
+def pack_codes(z, frame, row, index, value, count):
+    """Append the non-zeros of dense codes (K, rows, columns) of a band, fill their row of `offs`, return the count."""
+    bits, pitch = frame[3], frame[6]
+    K, rows, columns = z.shape
+    tile = 1 << bits
+    row[0] = count
+    for number in range(row.size - 1):
+        for k in range(K):
+            i, j = number * tile // pitch, number * tile % pitch
+            for q in range(tile):
+                if i < rows and j < columns and z[k, i, j] != 0:
+                    index[count] = (k << bits) + q
+                    value[count] = z[k, i, j]
+                    count += 1
+                j += 1
+                if j == pitch:
+                    i, j = i + 1, 0
+        row[number + 1] = count
+    return count
+
+
+@jit
 def correlate_codes(index, D, sh, sw, width, r, out):
     """Write <d_k, r> for the codes ``position * K + k`` of one signal (C, H, W)."""
     K = D.shape[0]

@@ -202,6 +202,35 @@ def empty_start(net, dtype):
     return Segment(-1, (nothing,) * net.layout.n_bands)
 
 
+def start_at(net, first, codes):
+    """Return the segment of two layers whose codes are dense, for `run_forward` to go on from.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    first : int
+        Number of the first of the two layers.
+    codes : list of ndarray (K, rows, columns)
+        Codes of one signal.
+
+    Returns
+    -------
+    Segment
+    """
+    layout, packed = net.layout, []
+    for band in range(layout.n_bands):
+        inside = np.s_[band * layout.per : (band + 1) * layout.per]
+        parts = [np.ascontiguousarray(z[:, :, inside] if z.shape[1] == 1 else z[:, inside]) for z in codes]
+        size = sum(np.count_nonzero(part) for part in parts)
+        offs, index = np.zeros((len(codes), layout.n_tiles + 1), np.int64), np.empty(size, np.uint16)
+        value, count = np.empty(size, codes[0].dtype), 0
+        for row, part in zip(offs, parts, strict=True):
+            count = layers.pack_codes(part, layout.frame, row, index, value, count)
+        packed.append((offs, index, value))
+    return Segment(first, tuple(packed))
+
+
 class Return:
     """The way back through the layers of one signal: workspaces and sums.
 
@@ -261,10 +290,19 @@ class Return:
                 self.g_y[band], self.g_step,
             )  # fmt: skip
 
+        self.segment = segment
         while t >= end:
             last = end if layout.n_bands == 1 else t
             parallel_map(functools.partial(one, t, last), range(layout.n_bands))
             t = last - 1
+
+    def slopes_of(self, layer, width):
+        """Return the gradient of u of one of the two layers gone through before the constants, as `decode` does."""
+        net, parts = self.net, []
+        for band, (offs, _, _) in enumerate(self.segment.bands):
+            index, order = places(net, self.segment, layer, band, width)
+            parts.append((index, self.slopes[band][layer % 3][order - offs[layer - self.segment.first, 0]]))
+        return tuple(np.concatenate(x) for x in zip(*parts, strict=True))
 
 
 def go_back(net, y, correlations, segments, every, g_z, width, stop):
