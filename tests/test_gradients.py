@@ -150,6 +150,18 @@ def test_the_bits_do_not_depend_on_the_threads(case, monkeypatch, rng):
     assert_same_gradients(*found, 0)
 
 
+@pytest.mark.parametrize("n_dense", [2, 6])
+@large
+def test_the_bits_of_products_do_not_depend_on_the_threads(case, n_dense, monkeypatch, rng):
+    choose_products(monkeypatch, n_dense)
+    y, D, _, theta, step = setting(case, rng, dtype=np.float32)
+    g_z, found = rng.standard_normal((case["n"], case["K"], *case["P"])), []
+    for threads in "12":
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(backward(unroll(y, D, theta, step, 6, stride=case["stride"]), g_z))
+    assert_same_gradients(*found, 0)
+
+
 @large
 @pytest.mark.usefixtures("many_bands")
 def test_float32_stays_near_float64(case, rng):
