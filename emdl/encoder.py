@@ -22,7 +22,8 @@ from emdl.ops import (
     positions_of,
 )
 
-_ROUNDS, _PASSES = 20, 10  # rounds over all tiles between two sweeps, and passes over the cells of a tile in a round
+_ROUNDS = 20  # over all tiles between two sweeps
+_DEPTH = {1: (10, 5), 2: (1, 2)}  # by axes: passes over the cells of a tile in a round, and over the codes of a cell
 _SMALL = 10_000_000  # multiplications of one sweep, below which a second thread costs more than it brings
 _ROWS = 32  # of code positions in a tile of an image
 
@@ -279,8 +280,9 @@ class _Descent:
     def run(self, tol, max_iter):
         """Sweep and descend until every signal has its certificate."""
         n, tiles = len(self.y), math.prod(self.grid)
-        sums, enough, result = np.zeros((4, tiles)), np.zeros(n), np.zeros((6, n))
+        sums, enough, result = np.zeros((7, tiles)), np.zeros(n), np.zeros((8, n))
         todo, flat, masks = np.zeros(tiles, np.int64), self.r.reshape(-1), self.mask.reshape(-1)
+        self.theta, self.peak = np.zeros_like(self.r), np.empty((n, self.PH, self.PW), self.dtype)
         n_iter = 0
         helpers = n_threads() - 1 if self.r.size * self.bank.size // self.sh // self.sw > _SMALL else 0
         while True:
@@ -292,14 +294,14 @@ class _Descent:
 
     def _run_workers(self, helpers, todo, flat, masks, sums, enough, tol, max_iter, result):
         """Run a leader and its helpers until all signals are done or a tile is full; return the leader's state."""
-        control = np.zeros(8, np.int64)
+        control, depth = np.zeros(8, np.int64), _DEPTH[1 if self.PH == 1 else 2]
         return parallel_map(
             lambda leader: kernels.work(
                 leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.atoms,
                 self.patch, self.low, self.weights, self.by_position, self.sh, self.sw, self.rows, self.columns,
                 self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms, self.begin, self.count,
-                self.key, self.slot,
-                self.cell, self.tension, self.r, flat, sums, enough, tol, max_iter, _ROUNDS, _PASSES, result,
+                self.key, self.slot, self.cell, self.tension, self.r, self.theta, self.peak, flat, sums, enough, tol,
+                max_iter, _ROUNDS, *depth, result,
             ),
             [True] + [False] * helpers,
         )[0]  # fmt: skip

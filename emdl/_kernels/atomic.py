@@ -1,6 +1,10 @@
 """Counters that several threads share: numba has no atomic operations of its own."""
 
+import os
+
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 
@@ -38,3 +42,16 @@ def store(typingctx, counters, index, value):
         return context.get_constant(types.int64, 0)
 
     return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def give_way(typingctx):
+    """Let another thread have this core, where the system offers that."""
+
+    def generate(context, builder, signature, args):
+        if not hasattr(os, "sched_yield"):
+            return context.get_constant(types.int32, 0)
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+
+    return types.int32(), generate

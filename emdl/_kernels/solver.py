@@ -16,13 +16,17 @@ a bit of the result. Codes and sums are float64; signals, atoms and correlations
 
 import numpy as np
 
-from emdl._kernels.atomic import fetch_add, load, store
+from emdl._kernels.atomic import fetch_add, give_way, load, store
 from emdl._kernels.compiler import jit
 from emdl._kernels.correlate import correlate, tile_width
 from emdl._kernels.patches import add_patch, dot_patch
 
 NEAR, FALL = 0.9, 0.5  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
-INNER, LOCAL = 0.05, 5  # violation left by the updates between two sweeps; passes over a cell at a time
+INNER = 0.05  # violation left by the updates between two sweeps
+EVERY, STEPS = 5, 10  # conjugate gradients: after so many rounds, so many steps
+HOPE, TRIES = 20, 3  # a gap at most so many times too large is tried to be closed by shrinking, so often
+
+SPINS = 1000  # looks at a counter before the core is given to whoever wants it
 PATIENCE = 25  # sweeps without a better gap before a signal is given up
 
 
@@ -75,7 +79,7 @@ def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, 
 @jit
 def sweep(
     t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
-    norms, begin, count, key, slot, cell, tension, sums, c, high,
+    norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
 ):  # fmt: skip
     """Write the largest |correlation| / penalty of tile t to ``sums[3, t]``; give slots to idle codes that violate."""
     K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
@@ -87,7 +91,7 @@ def sweep(
             for f in range(4):
                 slot[f, filled] = slot[f, m]
             filled += 1
-    top, active = 0.0, filled
+    top, active, held = 0.0, filled, np.empty(high.size, r.dtype)
     for i in range(rows[gi], rows[gi + 1], size[0]):
         for j in range(columns[gj], columns[gj + 1], size[1]):
             tension[cell_of(s, i, j, PH, PW, size)] = 0
@@ -97,6 +101,7 @@ def sweep(
         width = tile_width(K, D.shape[3], sh, sw, j1 - j0)
         n = (i1 - i0) * width
         correlate(r[s], bank, K, D.shape[3], sh, sw, i0, i1, j0, j1, c)
+        held[:n] = 0
         for m in range(begin[t], active):
             k, i, j = key[m] % K, key[m] // K // PW, key[m] // K % PW
             if i0 <= i < i1:
@@ -106,6 +111,7 @@ def sweep(
                 g = cell_of(s, i, j, PH, PW, size)
                 tension[g] = max(tension[g], abs(pull - (1 if slot[0, m] > 0 else -1)))
                 c[k, at] = 0
+                held[at] = max(held[at], r.dtype.type(pull if positive else abs(pull)))
         for p in range(n):
             high[p] = 0
         for k in range(K):
@@ -119,6 +125,9 @@ def sweep(
                 value = row[p] * scale if positive else abs(row[p]) * scale
                 row[p] = value
                 high[p] = value if value > high[p] else high[p]
+        for i in range(i1 - i0):
+            for j in range(j1 - j0):
+                peak[s, i0 + i, j0 + j] = max(high[i * width + j], held[i * width + j])
         top = max(top, limits(i1 - i0, j1 - j0, width, bh, bw, high))
         for k in range(K):
             row = c[k]
@@ -143,6 +152,73 @@ def sweep(
     sort_slots(
         s, rows[gi], rows[gi + 1], columns[gj], columns[gj + 1], begin[t], filled, K, PH, PW, size, key, slot, cell
     )
+
+
+@jit
+def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, theta, sums):
+    """Divide the residual that tile t owns by the largest |correlation| / penalty > 1 of the codes above each sample.
+
+    The result, in `theta`, comes from `theta` itself when this is done `again`; ``sums[4:6, t] = <y, theta>, energy``.
+    """
+    C, H, W = y.shape[1:]
+    n_rows, n_columns = rows.size - 1, columns.size - 1
+    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
+    top, left = rows[gi] * sh, columns[gj] * sw
+    bottom = H if gi == n_rows - 1 else rows[gi + 1] * sh
+    right = W if gj == n_columns - 1 else columns[gj + 1] * sw
+    up, line = np.ones((bottom - top, right - left), r.dtype), np.ones(right - left, r.dtype)
+    for i in range(max(0, (top - h + sh) // sh), min(PH, (bottom - 1) // sh + 1)):
+        line[:] = 1
+        for j in range(max(0, (left - w + sw) // sw), min(PW, (right - 1) // sw + 1)):
+            value = peak[s, i, j]
+            if value > 1:
+                for e in range(max(left, j * sw) - left, min(right, j * sw + w) - left):
+                    line[e] = max(line[e], value)
+        for a in range(max(top, i * sh) - top, min(bottom, i * sh + h) - top):
+            for e in range(right - left):
+                up[a, e] = max(up[a, e], line[e])
+    cross, energy = 0.0, 0.0
+    for c in range(C):
+        for a in range(bottom - top):
+            old = theta[s, c, top + a] if again else r[s, c, top + a]
+            for e in range(right - left):
+                value = old[left + e] / up[a, e]
+                theta[s, c, top + a, left + e] = value
+                energy += np.float64(value) * np.float64(value)
+                cross += np.float64(value) * scale * np.float64(y[s, c, top + a, left + e])
+    sums[4, t], sums[5, t] = cross, energy
+
+
+@jit
+def measure(
+    t, theta, bank, K, w, weights, by_position, sh, sw, rows, columns, PH, PW, positive, low, peak, sums, c, high
+):  # fmt: skip
+    """Write the largest |correlation| / penalty of tile t to ``sums[6, t]``, and that of each position to `peak`."""
+    n_rows, n_columns = rows.size - 1, columns.size - 1
+    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
+    top = 0.0
+    for i0 in range(rows[gi], rows[gi + 1], low):
+        i1, j0, j1 = min(i0 + low, rows[gi + 1]), columns[gj], columns[gj + 1]
+        width = tile_width(K, w, sh, sw, j1 - j0)
+        n = (i1 - i0) * width
+        correlate(theta[s], bank, K, w, sh, sw, i0, i1, j0, j1, c)
+        high[:n] = 0
+        for k in range(K):
+            row = c[k]
+            if by_position:
+                for i in range(i1 - i0):
+                    for j in range(j1 - j0):
+                        row[i * width + j] /= weights[s * PH * PW + (i0 + i) * PW + j0 + j, k]
+            scale = theta.dtype.type(1 if by_position else 1 / weights[0, k])
+            for p in range(n):
+                value = row[p] * scale if positive else abs(row[p]) * scale
+                high[p] = value if value > high[p] else high[p]
+        for i in range(i1 - i0):
+            for j in range(j1 - j0):
+                value = high[i * width + j]
+                peak[s, i0 + i, j0 + j] = value
+                top = max(top, np.float64(value))
+    sums[6, t] = top
 
 
 @jit
@@ -236,7 +312,7 @@ def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, co
 
 @jit
 def descend(
-    s, i0, i1, j0, j1, r, corner, atoms, patch, mask, K, sh, sw, width, PH, PW, size, positive, passes, enough,
+    s, i0, i1, j0, j1, r, corner, atoms, patch, mask, K, sh, sw, width, PH, PW, size, positive, passes, turns, enough,
     key, slot, cell, tension,
 ):  # fmt: skip
     """Update the codes of those cells of a tile whose tension is more than `enough`, each exactly and in turn."""
@@ -250,7 +326,7 @@ def descend(
                 if tension[g] <= enough:
                     continue
                 moved, worst = 0.0, 0.0
-                for turn in range(LOCAL):
+                for turn in range(turns):
                     worst = 0.0
                     for m in range(cell[0, g], cell[1, g]):
                         old = slot[0, m]
@@ -292,7 +368,7 @@ def descend(
 def work(
     leader, control, todo, y, scale, mask, masks, D, bank, atoms, patch, low, weights, by_position, sh, sw,
     rows, columns, PH, PW, size, positive, bh, bw, norms, begin, count, key, slot, cell, tension,
-    r, flat, sums, enough, tol, max_iter, rounds, passes, result,
+    r, theta, peak, flat, sums, enough, tol, max_iter, rounds, passes, turns, result,
 ):  # fmt: skip
     """Minimise: the leader decides what comes next, and all workers take tiles from its list until it is done.
 
@@ -310,6 +386,8 @@ def work(
     state[0] = -1
     n = 0
     seen = np.int64(0)
+    per_signal = (rows.size - 1) * (columns.size - 1)
+    turn = np.int64(0)
     while True:
         if leader:
             n = plan(
@@ -332,13 +410,24 @@ def work(
                 rounds,
                 result,
             )
-            control[1 + 2] = state[0]
+            if state[0] == 2 and state[2] != turn and state[2] % EVERY == 0:
+                for s in range(result.shape[1]):
+                    if not result[2, s]:
+                        conjugate(
+                            s, STEPS, flat, atoms, patch, masks, sh, sw, r.shape[3], PW, K, per_signal,
+                            y.shape[0], enough, begin, count, key, slot, tension,
+                        )  # fmt: skip
+            turn = state[2]
+            control[3], control[4] = state[0], state[6]
             store(control, 1, 0)
             phase = (np.int64(load(control, 0)) >> 40) + 1
             store(control, 0, (phase << 40) | (np.int64(n) << 20))
         else:
+            waited = 0
             while (load(control, 0) >> 40) == seen:
-                pass
+                waited += 1
+                if waited > SPINS:
+                    give_way()
         while True:
             ticket = fetch_add(control, 0, 1)
             seen = ticket >> 40
@@ -352,22 +441,119 @@ def work(
             elif what == 1:
                 sweep(
                     t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw,
-                    low, norms, begin, count, key, slot, cell, tension, sums, c, high,
+                    low, norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
+                )  # fmt: skip
+            elif what == 3:
+                shrink(
+                    t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, peak, theta,
+                    sums,
+                )  # fmt: skip
+            elif what == 4:
+                measure(
+                    t, theta, bank, K, D.shape[3], weights, by_position, sh, sw, rows, columns, PH, PW, positive, low,
+                    peak, sums, c, high,
                 )  # fmt: skip
             else:
                 i, j = t // (columns.size - 1) % (rows.size - 1), t % (columns.size - 1)
                 descend(
                     s, rows[i], rows[i + 1], columns[j], columns[j + 1], flat, s * (flat.size // y.shape[0]),
-                    atoms, patch, masks, K, sh, sw, r.shape[3], PH, PW, size, positive, passes, enough[s],
-                    key, slot, cell, tension,
+                    atoms, patch, masks, K, sh, sw, r.shape[3], PH, PW, size, positive, passes, turns,
+                    enough[s], key, slot, cell, tension,
                 )  # fmt: skip
             fetch_add(control, 1, 1)
         if total == 0:
             break
         if leader:
+            waited = 0
             while load(control, 1) < n:
-                pass
+                waited += 1
+                if waited > SPINS:
+                    give_way()
     return state
+
+
+@jit
+def conjugate(
+    s, steps, flat, atoms, patch, masks, sh, sw, width, PW, K, per_signal, n_signals,
+    enough, begin, count, key, slot, tension,
+):  # fmt: skip
+    """Minimise over the codes of signal s that are not zero, signs held, by conjugate gradients; keep what is lower."""
+    cells, tense = tension.size // n_signals, 0
+    for e in range(s * cells, (s + 1) * cells):
+        tense += tension[e] > enough[s]
+    if 16 * tense < cells:  # too few are left to work on all codes
+        return
+    t0, t1, size, length = s * per_signal, (s + 1) * per_signal, flat.size // n_signals, patch.size * 8
+    start, n = s * size, 0
+    which, place = np.empty(0, np.int64), np.empty(0, np.int64)
+    for fill in range(2):
+        n = 0
+        for t in range(t0, t1):
+            for m in range(begin[t], begin[t] + count[t]):
+                if slot[0, m] != 0:
+                    if fill:
+                        p = key[m] // K
+                        which[n], place[n] = m, start + p // PW * sh * width + p % PW * sw
+                    n += 1
+        if not fill:
+            which, place = np.empty(n, np.int64), np.empty(n, np.int64)
+    old, g, d, sign, atom = np.empty(n), np.empty(n), np.zeros(n), np.empty(n), np.empty(n, np.int64)
+    r, image = flat[start : start + size], np.empty(size, flat.dtype)
+    before = 0.0
+    for e in range(size):
+        before += 0.5 * np.float64(r[e]) ** 2
+    for q in range(n):
+        old[q] = slot[0, which[q]]
+        atom[q] = key[which[q]] % K * length
+        sign[q] = slot[1, which[q]] if old[q] > 0 else -slot[1, which[q]]
+        before += abs(old[q]) * slot[1, which[q]]
+    last = 0.0
+    for _ in range(steps):
+        rho, energy = 0.0, 0.0
+        for q in range(n):
+            g[q] = np.float64(dot_patch(flat, place[q], patch, atoms, atom[q])) - sign[q]
+            rho += g[q] * g[q]
+        image[:] = 0
+        beta = rho / last if last > 0 else 0.0
+        last = rho
+        for q in range(n):
+            d[q] = g[q] + beta * d[q]
+            add_patch(image, place[q] - start, patch, atoms, atom[q], flat.dtype.type(d[q]))
+        if masks.size:
+            for e in range(size):
+                image[e] *= masks[start + e]
+        for e in range(size):
+            energy += np.float64(image[e]) ** 2
+        if not energy > 0:
+            break
+        alpha = rho / energy
+        for q in range(n):
+            slot[0, which[q]] += alpha * d[q]
+        weight = flat.dtype.type(alpha)
+        for e in range(size):
+            r[e] -= weight * image[e]
+    after = 0.0
+    for q in range(n):
+        new = slot[0, which[q]]
+        if new * sign[q] < 0:
+            add_patch(flat, place[q], patch, atoms, atom[q], flat.dtype.type(new))
+            slot[0, which[q]] = new = 0.0
+        after += new * sign[q]
+    if masks.size:
+        for e in range(size):
+            r[e] *= masks[start + e]
+    for e in range(size):
+        after += 0.5 * np.float64(r[e]) ** 2
+    if not after < before:
+        for q in range(n):
+            add_patch(flat, place[q], patch, atoms, atom[q], flat.dtype.type(slot[0, which[q]] - old[q]))
+            slot[0, which[q]] = old[q]
+        if masks.size:
+            for e in range(size):
+                r[e] *= masks[start + e]
+        return
+    for e in range(s * cells, (s + 1) * cells):
+        tension[e] = max(tension[e], 2 * enough[s])
 
 
 @jit
@@ -377,9 +563,10 @@ def plan(
 ):  # fmt: skip
     """Write the tiles to work on next to `todo` and return their number, 0 at the end.
 
-    state: 0 what comes (0 refresh, 1 sweep, 2 descend), 1 number of sweeps, 2 round, 3 colour, 4 tiles worked on in
-    this round, 5 whether a tile is full. result: for each signal primal, gap, whether it is done, the largest
-    correlation, the best gap and the number of sweeps since.
+    state: 0 what comes (0 refresh, 1 sweep, 2 descend, 3 shrink, 4 measure), 1 number of sweeps, 2 round, 3 colour, 4
+    tiles worked on in this round, 5 whether a tile is full, 6 how often the residual was shrunk since the sweep.
+    result: for each signal primal, gap, whether it is done, the largest correlation, the best gap and the number of
+    sweeps since, whether to go on shrinking, the largest dual value.
     """
     per_signal = n_rows * n_columns
     if state[0] < 0:
@@ -389,8 +576,17 @@ def plan(
         state[0] = 1
         state[1] += 1
         return _unfinished(todo, per_signal, result)
-    if state[0] == 1:
-        certify(per_signal, sums, tol, result)
+    if state[0] == 1 or state[0] == 4:
+        if state[0] == 1:
+            certify(per_signal, sums, tol, result)
+            state[6] = 0
+        else:
+            certify_shrunk(per_signal, sums, tol, state[6], result)
+        state[6] += 1
+        n = _hopeful(todo, per_signal, result)
+        if n > 0 and state[6] <= TRIES:
+            state[0] = 3
+            return n
         left = _unfinished(todo, per_signal, result)
         if left == 0 or state[1] >= max_iter:
             return 0
@@ -400,6 +596,9 @@ def plan(
         for s in range(enough.size):
             enough[s] = max(INNER * (result[3, s] - 1), 0.2 * tol)
         state[0], state[2], state[3], state[4] = 2, 0, -1, 1
+    elif state[0] == 3:
+        state[0] = 4
+        return _hopeful(todo, per_signal, result)
     while state[2] < rounds:
         state[3] += 1
         if state[3] == 4:
@@ -446,8 +645,22 @@ def _unfinished(todo, per_signal, result):
 
 
 @jit
+def _hopeful(todo, per_signal, result):
+    n = 0
+    for s in range(result.shape[1]):
+        if not result[2, s] and result[6, s]:
+            for t in range(s * per_signal, (s + 1) * per_signal):
+                todo[n] = t
+                n += 1
+    return n
+
+
+@jit
 def certify(per_signal, sums, tol, result):
-    """Write primal and gap of every signal that is not done: the dual value is half ||y||^2 - half ||y - a r||^2."""
+    """Write primal and gap of every signal that is not done: the dual value is half ||y||^2 - half ||y - a r||^2.
+
+    The minimum lies above every dual value of the same problem, so the largest one counts.
+    """
     for s in range(result.shape[1]):
         if result[2, s]:
             continue
@@ -459,13 +672,35 @@ def certify(per_signal, sums, tol, result):
             largest = max(largest, sums[3, t])
         a = min(max(cross / energy, 0.0), 1 / largest) if energy > 0 else 0.0
         primal = 0.5 * energy + penalty
-        gap = primal - a * cross + 0.5 * a * a * energy
+        result[7, s] = max(result[7, s], a * cross - 0.5 * a * a * energy)
+        gap = primal - result[7, s]
         result[0, s], result[1, s], result[3, s] = primal, gap, largest
         if gap < 0.8 * result[4, s] or result[4, s] == 0:
             result[4, s], result[5, s] = gap, 0
         else:
             result[5, s] += 1
         result[2, s] = gap <= tol * primal or result[5, s] >= PATIENCE
+        result[6, s] = gap <= HOPE * tol * primal and largest > 1
+
+
+@jit
+def certify_shrunk(per_signal, sums, tol, tries, result):
+    """Do as `certify` with the shrunk residual as dual point; stop shrinking where the worst code is no hindrance."""
+    for s in range(result.shape[1]):
+        if result[2, s] or not result[6, s]:
+            continue
+        energy, cross, largest = 0.0, 0.0, 1.0
+        for t in range(s * per_signal, (s + 1) * per_signal):
+            cross += sums[4, t]
+            energy += sums[5, t]
+            largest = max(largest, sums[6, t])
+        a = min(max(cross / energy, 0.0), 1 / largest) if energy > 0 else 0.0
+        result[7, s] = max(result[7, s], a * cross - 0.5 * a * a * energy)
+        gap = result[0, s] - result[7, s]
+        result[1, s] = gap
+        result[4, s] = min(result[4, s], gap)
+        result[2, s] = gap <= tol * result[0, s]
+        result[6, s] = (largest - 1) * result[0, s] > 0.1 * gap
 
 
 @jit
