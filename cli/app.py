@@ -224,3 +224,19 @@ def doctor(json: opt.Json = False):
     from .doctor import examine
 
     examine(as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
+def bench(
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1000, help="Length of the signal.")] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same signal.")] = 0,
+    json: opt.Json = False,
+):
+    """Measure how fast this machine finds sparse codes, beside SciPy.
+
+    [b]emdl bench[/b]
+    [b]emdl bench --samples 30000[/b]
+    """
+    from .bench import measure
+
+    measure(samples=samples, seed=seed, as_json=json)
