@@ -78,14 +78,17 @@ def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, 
 
 @jit
 def sweep(
-    t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
+    t, r, only, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
     norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
 ):  # fmt: skip
-    """Write the largest |correlation| / penalty of tile t to ``sums[3, t]``; give slots to idle codes that violate."""
+    """Write the largest |correlation| / penalty of tile t to ``sums[3, t]``; give slots to idle codes that violate.
+
+    `peak` takes the largest at each position. With `only` that is all, and the largest goes to ``sums[6, t]``.
+    """
     K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
     s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
     filled = begin[t]
-    for m in range(begin[t], begin[t] + count[t]):
+    for m in range(begin[t], begin[t] + (0 if only else count[t])):
         if slot[0, m] != 0:
             key[filled] = key[m]
             for f in range(4):
@@ -94,7 +97,8 @@ def sweep(
     top, active, held = 0.0, filled, np.empty(high.size, r.dtype)
     for i in range(rows[gi], rows[gi + 1], size[0]):
         for j in range(columns[gj], columns[gj + 1], size[1]):
-            tension[cell_of(s, i, j, PH, PW, size)] = 0
+            if not only:
+                tension[cell_of(s, i, j, PH, PW, size)] = 0
     first = s * PH * PW if by_position else -1
     for i0 in range(rows[gi], rows[gi + 1], low):
         i1, j0, j1 = min(i0 + low, rows[gi + 1]), columns[gj], columns[gj + 1]
@@ -107,7 +111,6 @@ def sweep(
             if i0 <= i < i1:
                 at = (i - i0) * width + j - j0
                 pull = np.float64(c[k, at]) / slot[1, m]
-                top = max(top, pull if positive else abs(pull))
                 g = cell_of(s, i, j, PH, PW, size)
                 tension[g] = max(tension[g], abs(pull - (1 if slot[0, m] > 0 else -1)))
                 c[k, at] = 0
@@ -127,8 +130,12 @@ def sweep(
                 high[p] = value if value > high[p] else high[p]
         for i in range(i1 - i0):
             for j in range(j1 - j0):
-                peak[s, i0 + i, j0 + j] = max(high[i * width + j], held[i * width + j])
-        top = max(top, limits(i1 - i0, j1 - j0, width, bh, bw, high))
+                largest = max(high[i * width + j], held[i * width + j])
+                peak[s, i0 + i, j0 + j] = largest
+                top = max(top, np.float64(largest))
+        if only:
+            continue
+        limits(i1 - i0, j1 - j0, width, bh, bw, high)
         for k in range(K):
             row = c[k]
             for p0 in range(0, n, 64):
@@ -147,6 +154,9 @@ def sweep(
                             slot[0, filled] = 0
                             set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, filled, slot)
                             filled += 1
+    if only:
+        sums[6, t] = top
+        return
     count[t] = filled - begin[t]
     sums[3, t] = top
     sort_slots(
@@ -190,38 +200,6 @@ def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, the
 
 
 @jit
-def measure(
-    t, theta, bank, K, w, weights, by_position, sh, sw, rows, columns, PH, PW, positive, low, peak, sums, c, high
-):  # fmt: skip
-    """Write the largest |correlation| / penalty of tile t to ``sums[6, t]``, and that of each position to `peak`."""
-    n_rows, n_columns = rows.size - 1, columns.size - 1
-    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
-    top = 0.0
-    for i0 in range(rows[gi], rows[gi + 1], low):
-        i1, j0, j1 = min(i0 + low, rows[gi + 1]), columns[gj], columns[gj + 1]
-        width = tile_width(K, w, sh, sw, j1 - j0)
-        n = (i1 - i0) * width
-        correlate(theta[s], bank, K, w, sh, sw, i0, i1, j0, j1, c)
-        high[:n] = 0
-        for k in range(K):
-            row = c[k]
-            if by_position:
-                for i in range(i1 - i0):
-                    for j in range(j1 - j0):
-                        row[i * width + j] /= weights[s * PH * PW + (i0 + i) * PW + j0 + j, k]
-            scale = theta.dtype.type(1 if by_position else 1 / weights[0, k])
-            for p in range(n):
-                value = row[p] * scale if positive else abs(row[p]) * scale
-                high[p] = value if value > high[p] else high[p]
-        for i in range(i1 - i0):
-            for j in range(j1 - j0):
-                value = high[i * width + j]
-                peak[s, i0 + i, j0 + j] = value
-                top = max(top, np.float64(value))
-    sums[6, t] = top
-
-
-@jit
 def cell_of(s, i, j, PH, PW, size):
     """Return the cell of a code position of signal s."""
     down, across = (PH + size[0] - 1) // size[0], (PW + size[1] - 1) // size[1]
@@ -256,22 +234,19 @@ def sort_slots(s, i0, i1, j0, j1, start, stop, K, PH, PW, size, key, slot, cell)
 
 @jit
 def limits(rows, columns, width, bh, bw, high):
-    """Return the largest of `high`, and replace each by the limit above which a code of its block gets a slot."""
-    top = 0.0
+    """Replace each of `high` by the limit above which a code of its block gets a slot."""
     for bi in range(0, rows, bh):
         for bj in range(0, columns, bw):
             best = 1.0
             for i in range(bi, min(bi + bh, rows)):
                 for j in range(bj, min(bj + bw, columns)):
                     best = max(best, np.float64(high[i * width + j]))
-            top = max(top, best)
             for i in range(bi, min(bi + bh, rows)):
                 for j in range(bj, min(bj + bw, columns)):
                     high[i * width + j] = NEAR + FALL * (best - 1)
     for i in range(rows):
         for j in range(columns, width):
             high[i * width + j] = np.inf
-    return top
 
 
 @jit
@@ -438,20 +413,16 @@ def work(
             s = t // ((rows.size - 1) * (columns.size - 1))
             if what == 0:
                 refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums)
-            elif what == 1:
+            elif what == 1 or what == 4:
                 sweep(
-                    t, r, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw,
-                    low, norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
+                    t, r if what == 1 else theta, what == 4, bank, D, mask, weights, by_position, sh, sw, rows, columns,
+                    PH, PW, size, positive, bh, bw, low, norms, begin, count, key, slot, cell, tension, peak, sums, c,
+                    high,
                 )  # fmt: skip
             elif what == 3:
                 shrink(
                     t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, peak, theta,
                     sums,
-                )  # fmt: skip
-            elif what == 4:
-                measure(
-                    t, theta, bank, K, D.shape[3], weights, by_position, sh, sw, rows, columns, PH, PW, positive, low,
-                    peak, sums, c, high,
                 )  # fmt: skip
             else:
                 i, j = t // (columns.size - 1) % (rows.size - 1), t % (columns.size - 1)
