@@ -548,12 +548,8 @@ def plan(
         state[1] += 1
         return _unfinished(todo, per_signal, result)
     if state[0] == 1 or state[0] == 4:
-        if state[0] == 1:
-            certify(per_signal, sums, tol, result)
-            state[6] = 0
-        else:
-            certify_shrunk(per_signal, sums, tol, state[6], result)
-        state[6] += 1
+        certify(per_signal, sums, tol, state[0] == 4, result)
+        state[6] = state[6] + 1 if state[0] == 4 else 1
         n = _hopeful(todo, per_signal, result)
         if n > 0 and state[6] <= TRIES:
             state[0] = 3
@@ -627,51 +623,38 @@ def _hopeful(todo, per_signal, result):
 
 
 @jit
-def certify(per_signal, sums, tol, result):
+def certify(per_signal, sums, tol, again, result):
     """Write primal and gap of every signal that is not done: the dual value is half ||y||^2 - half ||y - a r||^2.
 
-    The minimum lies above every dual value of the same problem, so the largest one counts.
+    The minimum lies above every dual value of the same problem, so the largest one counts. With `again` r is the shrunk
+    residual, and shrinking goes on only where the worst code is still the hindrance.
     """
+    at_cross, at_energy, at_largest = (4, 5, 6) if again else (1, 0, 3)
     for s in range(result.shape[1]):
-        if result[2, s]:
+        if result[2, s] or (again and not result[6, s]):
             continue
         energy, cross, penalty, largest = 0.0, 0.0, 0.0, 1.0
         for t in range(s * per_signal, (s + 1) * per_signal):
-            energy += sums[0, t]
-            cross += sums[1, t]
+            energy += sums[at_energy, t]
+            cross += sums[at_cross, t]
             penalty += sums[2, t]
-            largest = max(largest, sums[3, t])
+            largest = max(largest, sums[at_largest, t])
         a = min(max(cross / energy, 0.0), 1 / largest) if energy > 0 else 0.0
-        primal = 0.5 * energy + penalty
         result[7, s] = max(result[7, s], a * cross - 0.5 * a * a * energy)
-        gap = primal - result[7, s]
-        result[0, s], result[1, s], result[3, s] = primal, gap, largest
-        if gap < 0.8 * result[4, s] or result[4, s] == 0:
-            result[4, s], result[5, s] = gap, 0
+        if again:
+            gap = result[0, s] - result[7, s]
+            result[4, s] = min(result[4, s], gap)
+            result[6, s] = (largest - 1) * result[0, s] > 0.1 * gap
         else:
-            result[5, s] += 1
-        result[2, s] = gap <= tol * primal or result[5, s] >= PATIENCE
-        result[6, s] = gap <= HOPE * tol * primal and largest > 1
-
-
-@jit
-def certify_shrunk(per_signal, sums, tol, tries, result):
-    """Do as `certify` with the shrunk residual as dual point; stop shrinking where the worst code is no hindrance."""
-    for s in range(result.shape[1]):
-        if result[2, s] or not result[6, s]:
-            continue
-        energy, cross, largest = 0.0, 0.0, 1.0
-        for t in range(s * per_signal, (s + 1) * per_signal):
-            cross += sums[4, t]
-            energy += sums[5, t]
-            largest = max(largest, sums[6, t])
-        a = min(max(cross / energy, 0.0), 1 / largest) if energy > 0 else 0.0
-        result[7, s] = max(result[7, s], a * cross - 0.5 * a * a * energy)
-        gap = result[0, s] - result[7, s]
+            result[0, s], result[3, s] = 0.5 * energy + penalty, largest
+            gap = result[0, s] - result[7, s]
+            if gap < 0.8 * result[4, s] or result[4, s] == 0:
+                result[4, s], result[5, s] = gap, 0
+            else:
+                result[5, s] += 1
+            result[6, s] = gap <= HOPE * tol * result[0, s] and largest > 1
         result[1, s] = gap
-        result[4, s] = min(result[4, s], gap)
-        result[2, s] = gap <= tol * result[0, s]
-        result[6, s] = (largest - 1) * result[0, s] > 0.1 * gap
+        result[2, s] = gap <= tol * result[0, s] or result[5, s] >= PATIENCE
 
 
 @jit
