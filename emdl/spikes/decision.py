@@ -258,7 +258,7 @@ def _islands(x, D, lmbd, xp):
     n_positions = x.shape[1] - s + 1
     active, D, least = [], xp.asarray(D), xp.asarray(np.asarray(lmbd, np.float32)[:, None])
     for a in range(0, n_positions, _SPAN):
-        part = analyze_full(xp.asarray(x[None, :, a : a + _SPAN + s - 1]), D, (1,))[0]
+        part = analyze_full(xp.ascontiguousarray(xp.asarray(x[None, :, a : a + _SPAN + s - 1])), D, (1,))[0]
         active.append(a + to_host(xp.flatnonzero((part > least).any(axis=0))))
     active = np.concatenate(active)
     if len(active) == 0:
