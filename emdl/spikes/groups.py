@@ -12,7 +12,7 @@ import numpy as np
 from emdl.spikes.mixture import components, discriminant, gap
 from emdl.spikes.snippets import best_lag, delay
 
-_SPLIT, _MERGE = 0.5, 0.6  # valley over peak: below the first a group is split, above the second two are merged
+_SPLIT, _MERGE = 0.6, 0.7  # valley over peak: below the first a group is split, above the second two are merged
 _EVIDENCE = 10.0  # BIC in favour of two groups, for a split
 _SMALLEST = 12  # spikes in either part of a split
 _AXES = 6  # principal components of a group, or of two, in which parts are looked for
@@ -201,5 +201,6 @@ def separate(first, second, lag):
         values += seen
     if np.mean(distance) < _SAME:
         return False
-    valley, gain, _ = gap(np.concatenate(values))
+    upper = np.concatenate([np.full(len(v), i % 2 == 0) for i, v in enumerate(values)])
+    valley, gain, _ = gap(np.concatenate(values), upper)
     return valley <= _MERGE and gain > 0.6 * _EVIDENCE

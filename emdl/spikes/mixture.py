@@ -4,6 +4,7 @@ import numpy as np
 
 _FLOOR = 0.5  # smallest variance of a group along a line; the noise has 1
 _PRIOR = 20.0  # snippets that the prior of a covariance, the identity, counts for
+_WIDTH = 0.4  # of the smoothing of a density, noise standard deviations, for a group of 100
 _STRAY = 0.01  # least share of snippets that belong to no group
 
 
@@ -142,35 +143,35 @@ def discriminant(first, second):
     return line / max(np.linalg.norm(line), 1e-12)
 
 
-def gap(values, n_iter=50):
+def gap(values, upper=None, *, n_iter=50):
     """Return how well one line of points falls into two groups.
 
-    Two Gaussians are fitted by EM from the best threshold.
+    Two Gaussians are fitted by EM.
 
     Parameters
     ----------
     values : array (n,)
         Points on a line; the noise has variance 1.
+    upper : array (n,) of bool, optional
+        Groups to start from; by default those on either side of the threshold that makes them narrowest.
     n_iter : int
         Most iterations.
 
     Returns
     -------
     valley : float
-        Lowest density between the two means over the lower of the two peaks: 0 for groups far apart, 1 for one group.
+        Lowest density between the medians of the groups over the density at the lower of these: 0 for groups far apart,
+        1 for one group. The density is that of the points, smoothed; tails that no Gaussian has do not matter.
     gain : float
         How much better two Gaussians are than one, in units of BIC; negative if they are worse.
     upper : ndarray (n,) of bool
         Points of the upper group.
     """
     n, x = len(values), np.asarray(values, dtype=np.float64)
-    order = np.sort(x)
-    below, sums = np.arange(1, n), np.cumsum(order)
-    between = below * (n - below) * (sums[:-1] / below - (sums[-1] - sums[:-1]) / (n - below)) ** 2
-    cut = int(between.argmax()) + 1
-    parts = (order[:cut], order[cut:])
+    upper = x > _threshold(x) if upper is None else upper
+    parts = (x[~upper], x[upper])
     mean, variance = np.array([p.mean() for p in parts]), np.array([max(p.var(), _FLOOR) for p in parts])
-    weight = np.array([cut, n - cut]) / n
+    weight = np.array([len(p) for p in parts]) / n
     before = -np.inf
     for _ in range(n_iter):
         scale = np.log(weight) - 0.5 * np.log(2 * np.pi * variance)
@@ -185,10 +186,26 @@ def gap(values, n_iter=50):
         before = total.sum()
     single = max(x.var(), _FLOOR)
     gain = 2 * (total.sum() + 0.5 * n * np.log(2 * np.pi * single) + 0.5 * n * x.var() / single) - 3 * np.log(n)
-    high = int(mean.argmax())
-    line = np.linspace(mean.min(), mean.max(), 41)
-    density = (weight / np.sqrt(2 * np.pi * variance) * np.exp(-0.5 * (line[:, None] - mean) ** 2 / variance)).sum(
-        axis=1
-    )
-    valley = float(density.min() / min(density[0], density[-1]))
-    return valley, float(gain), share[high] > 0.5
+    upper = share[int(mean.argmax())] > 0.5
+    return _valley(x, upper), float(gain), upper
+
+
+def _valley(x, upper):
+    """Return the lowest density of points between the medians of two groups, over the density at the lower of these."""
+    small = min(upper.sum(), (~upper).sum())
+    if small < 2:
+        return 1.0
+    ends = np.median(x[~upper]), np.median(x[upper])
+    width = _WIDTH * np.clip((100 / small) ** 0.2, 0.75, 1.75)
+    line = np.linspace(*ends, 41)
+    density = np.exp(-0.5 * ((line[:, None] - x) / width) ** 2).sum(axis=1)
+    return float(density.min() / min(density[0], density[-1]))
+
+
+def _threshold(x):
+    """Return the threshold that makes the groups on either side narrowest (Otsu)."""
+    order, below = np.sort(x), np.arange(1, len(x))
+    sums = np.cumsum(order)
+    mean = sums[:-1] / below, (sums[-1] - sums[:-1]) / (len(x) - below)
+    cut = int((below * (len(x) - below) * (mean[0] - mean[1]) ** 2).argmax())
+    return (order[cut] + order[cut + 1]) / 2 if order[cut] < order[cut + 1] else order[cut + 1] - 1e-12
