@@ -8,7 +8,7 @@ from emdl._kernels.correlate import correlate, tile_width
 
 @jit
 def analyze(r, bank, K, w, sh, sw, i0, i1, j0, j1, out):
-    """Write D^T r at the code positions [i0, i1) x [j0, j1); `bank` holds the K atoms of width `w` (`correlate.pack_atoms`)."""
+    """Write D^T r at the code positions [i0, i1) x [j0, j1); `bank` holds the K atoms of width `w` (`pack_atoms`)."""
     width = tile_width(K, w, sh, sw, j1 - j0)
     tile = np.empty((bank.shape[0], (i1 - i0) * width), r.dtype)
     correlate(r, bank, K, w, sh, sw, i0, i1, j0, j1, tile)
