@@ -115,8 +115,7 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1, analysis=None
     References
     ----------
     .. [1] A. Beck, M. Teboulle, A fast iterative shrinkage-thresholding algorithm for linear inverse problems, SIAM J.
-    Imaging
-       Sciences 2 (2009), doi:10.1137/080716542.
+       Imaging Sciences 2 (2009), doi:10.1137/080716542.
     .. [2] K. Gregor, Y. LeCun, Learning fast approximations of sparse coding, ICML 2010.
 
     Examples
