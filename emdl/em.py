@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from emdl import mstep, rates, starts
-from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_count, check_number, code_positions
+from emdl.backend import (
+    array_module,
+    as_dictionary,
+    as_signals,
+    as_stride,
+    check_count,
+    check_number,
+    code_positions,
+    with_one_blas_thread,
+)
 from emdl.device import to_host
 from emdl.errors import InputError
 from emdl.events import Layout
@@ -128,6 +137,7 @@ class _State:
     notes: tuple = ()
 
 
+@with_one_blas_thread
 def em_fit(
     y,
     n_atoms,

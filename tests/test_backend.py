@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from emdl import backend
 from emdl.errors import InputError
@@ -52,6 +53,15 @@ def test_threads_work_after_a_fork(monkeypatch):
 def test_environment_limits_the_threads(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert backend.n_threads() == 1
+
+
+def test_linear_algebra_has_one_thread_within_and_its_own_number_after():
+    def threads():
+        return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+
+    before = threads()
+    assert set(backend.with_one_blas_thread(threads)()) == {1}
+    assert threads() == before
 
 
 def test_counts_and_numbers_are_checked():
