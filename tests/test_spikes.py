@@ -9,7 +9,7 @@ from emdl import spikes
 from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.metrics import score_spikes
 from emdl.simulate import tetrode
-from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trust, whitening
+from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trust, update, whitening
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +324,45 @@ def test_a_burst_is_recognised_by_what_it_follows():
     large = np.arange(1000, 100000, 5000)
     assert trust.follows(large + 150, large, 30)
     assert not trust.follows(large + 2500, large, 30)
+
+
+def test_two_halves_of_one_neuron_are_told_from_two_neurons(rng):
+    """Poisson trains of 20 Hz; the spikes of the one neuron are 5 ms apart at least."""
+    N, unit = 1_800_000, 30
+    train = np.cumsum(150 + rng.exponential(1350, 1200)).astype(int)
+    small = rng.random(len(train)) < 0.4
+    assert trust.one_neuron(train[small], train[~small], N, unit)
+    assert not trust.one_neuron(np.sort(rng.integers(0, N, 480)), train[~small], N, unit)
+    assert not trust.one_neuron(train[small][:3], train[~small][:3], N, unit)  # too few to say
+
+
+def test_a_part_of_a_waveform_is_no_unit(rng):
+    scale = scales.choose(20000.0)
+    units = units_at(scale, 2, [20.0, 12.0, 11.0], rng)
+    whole = np.arange(500, 100000, 700)
+    other = np.sort(rng.integers(0, 100000, 100))
+    time = np.concatenate([whole, whole + 15 + rng.integers(0, 3, len(whole)), other])
+    unit = np.repeat([0, 1, 2], [len(whole), len(whole), len(other)])
+    order = np.argsort(time)
+    none = np.zeros(len(time), np.int64)
+    events = decision.Events(time[order], unit[order], none, none + np.float32(10), none + np.float32(10))
+    assert trust.parts(events, units, scale).tolist() == [False, True, False]
+
+
+def test_a_window_moves_to_where_the_waveform_is(rng):
+    scale = scales.choose(20000.0)
+    s, before = scale.length, scale.before
+    time, N = np.arange(500, 40000, 400), 41000
+    events = decision.Events(time, time * 0, time * 0, time * 0 + 1.0, time * 0 + 1.0)
+    everything = [groups.Group(np.arange(len(time)), np.arange(len(time)))]
+    narrow = -np.exp(-0.5 * ((np.arange(-60, 60) - 9) / 2.0) ** 2)  # its trough comes 9 samples late
+    wide = narrow + 0.9 * np.exp(-0.5 * ((np.arange(-60, 60) + 25) / 6.0) ** 2)  # and a hump before the window
+    for shape, least, most in ((narrow, 9, 9), (wide, -30, 0)):
+        passed = np.zeros((1, N))
+        for t in time:
+            passed[0, t + before - 60 : t + before + 60] += shape
+        lag = update.recentre(passed, events, everything, before, s, 2)[0]
+        assert least <= lag <= most, lag
 
 
 def test_pieces_are_shifted_by_parts_of_a_sample():

@@ -127,7 +127,7 @@ def halves(x):
     return valley, np.flatnonzero(~upper), np.flatnonzero(upper)
 
 
-def merge(x, weight, groups, most_lag):
+def merge(x, weight, groups, most_lag, *, one_neuron=None):
     """Merge groups that have no gap between them; spikes are moved in place to fit the group they join.
 
     Parameters
@@ -140,6 +140,8 @@ def merge(x, weight, groups, most_lag):
         What there is.
     most_lag : int
         Largest misalignment of two groups that may be one unit, samples.
+    one_neuron : callable, optional
+        Called with two groups that look alike but have a gap between them; merge them nevertheless if it says so.
 
     Returns
     -------
@@ -151,7 +153,8 @@ def merge(x, weight, groups, most_lag):
     alike = [pair for i in held for j in range(i) for pair in _if_alike(i, j, mean, most_lag)]
     while alike:
         _, i, j, lag = alike.pop(alike.index(min(alike)))
-        if separate(x[held[i].clean], x[held[j].clean], lag):
+        known = one_neuron is not None and one_neuron(held[i], held[j])
+        if not known and separate(x[held[i].clean], x[held[j].clean], lag):
             continue
         moved, by = (j, lag) if len(held[i].clean) >= len(held[j].clean) else (i, -lag)
         x[held[moved].every] = delay(x[held[moved].every], by)

@@ -219,7 +219,8 @@ def _maximize(task, events, residual, units, opened):
     """M-step: return the units, and how much they changed; 1 if their number or alignment did."""
     s, N = task.scale.length, task.x.shape[1]
     events = update.inside(events, N, s, s + 8)
-    found = update.alone(events, len(units), s)
+    whole = ~trust.parts(events, units, task.scale)
+    found = [g for g in update.alone(events, len(units), s) if whole[events.unit[g.every[0]]]]
     lag = np.zeros(len(units), np.int64)
     if opened:
         least = max(2, task.scale.unit // 8)
@@ -227,7 +228,10 @@ def _maximize(task, events, residual, units, opened):
             lag[k] = by
     x = update.clean_spikes(residual, events, units.D, lag)
     if opened:
-        found = groups.merge(x, events.amplitude, groups.split(x, found), task.scale.unit // 3)
+        found = groups.merge(
+            x, events.amplitude, groups.split(x, found), task.scale.unit // 3,
+            one_neuron=lambda a, b: trust.one_neuron(events.time[a.every], events.time[b.every], N, task.scale.unit),
+        )  # fmt: skip
     updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
     return updated, 1.0 if lag.any() else _change(units, updated)
 

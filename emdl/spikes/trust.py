@@ -9,6 +9,7 @@ from emdl.spikes.number import pool
 from emdl.spikes.snippets import best_lag
 
 _DECOYS = 0.3  # spikes found in the residual turned upside down, per spike
+_FREE = 0.05  # share of a recording without spikes, below which it says nothing of the noise
 _MIXED = 0.5  # intervals in the refractory period, per interval there if spikes came at random
 _STRONG = 8.0  # mean amplitude from which on a unit may have short intervals: two neurons, but no noise
 _EXPECTED = 5.0  # short intervals to expect at random, below which their number says nothing
@@ -16,6 +17,8 @@ _TIED = 0.5  # spikes in the windows of larger units beyond chance, of those tha
 _SMALL = 0.5  # amplitude relative to that unit
 _LEFT = 0.15  # share of a waveform that two spikes of other units leave over, beside the noise
 _SAME_SHAPE, _BURST, _FOLLOWING = 0.9, 10, 0.6  # cosine; duration units; share of spikes that follow within a burst
+_ALONE = 0.1  # short intervals between two trains, per interval there by chance, below which they are one neuron
+_WITH = 0.6  # share of the spikes of a part of a waveform that come with the rest of it
 _RARE = 0.3  # spikes of a unit made of others, per spike of the rarer of them
 _ABOVE = 0.9  # standard deviations of the noise between mean amplitude and threshold
 
@@ -49,7 +52,7 @@ def review(x, units, scale):
     """
     events, residual = decision.decide(x, units, scale.unit, rest=False)
     count = np.bincount(events.unit, minlength=len(units))
-    decoy, clear = decoys(residual, units, scale.unit), firm(units)
+    decoy, clear = decoys(residual, events, units, scale.unit), firm(units)
     units, burst = join_bursts(events, units, scale)
     believed, background, notes = [], [], []
     for k in np.argsort(-units.mean, kind="stable").tolist():
@@ -109,6 +112,64 @@ def join_bursts(events, units, scale):
     return units, joined
 
 
+def one_neuron(first, second, n_samples, unit_length):
+    """Return whether two trains keep out of each other's way as only the spikes of one neuron do.
+
+    Two neurons that fire on their own have spikes within 0.5 to 2.5 duration units of each other as often as chance has
+    it; one neuron, whose spikes fell into two groups as their size changes, has none.
+
+    Parameters
+    ----------
+    first, second : array (n,), (m,)
+        Spikes, samples.
+    n_samples : int
+        Of the signal.
+    unit_length : int
+        Duration unit, samples.
+
+    Returns
+    -------
+    bool
+        False if too few are to be expected by chance.
+    """
+    expected = 4 * unit_length * len(first) * len(second) / n_samples
+    if expected < _EXPECTED:
+        return False
+    second = np.sort(second)
+    near = [np.searchsorted(second, first + lag * unit_length).sum() for lag in (-2.5, -0.5, 0.5, 2.5)]
+    return bool(near[1] - near[0] + near[3] - near[2] < _ALONE * expected)
+
+
+def parts(events, units, scale):
+    """Return which units only complete the waveform of a larger one, as most of their spikes come at one lag to its.
+
+    Parameters
+    ----------
+    events : Events
+        All spikes.
+    units : Units
+        All units.
+    scale : Scale
+        Durations.
+
+    Returns
+    -------
+    ndarray (K,) of bool
+    """
+    K, width = len(units), max(2, scale.unit // 4)
+    times = [events.time[events.unit == k] for k in range(K)]
+    part = np.zeros(K, bool)
+    for small in np.argsort(units.mean, kind="stable").tolist():
+        for large in np.flatnonzero((units.mean > units.mean[small]) & ~part).tolist():
+            if 0 < len(times[small]) <= len(times[large]) / _WITH:
+                near = np.clip(np.searchsorted(times[large], times[small])[:, None] + (-1, 0), 0, len(times[large]) - 1)
+                lag = (times[small][:, None] - times[large][near]).ravel()
+                lag = np.sort(lag[np.abs(lag) < scale.length])
+                together = np.searchsorted(lag, lag + width, side="right") - np.arange(len(lag))
+                part[small] |= together.max(initial=0) > _WITH * len(times[small])
+    return part
+
+
 def follows(small, large, unit_length):
     """Return whether most spikes of one train come within a burst, 10 duration units, after those of another.
 
@@ -129,13 +190,15 @@ def follows(small, large, unit_length):
     return bool(np.mean((lag > 0) & (lag < _BURST * unit_length)) > _FOLLOWING)
 
 
-def decoys(residual, units, unit_length):
+def decoys(residual, events, units, unit_length):
     """Return how many spikes of each unit a signal that holds none would give: those of the residual upside down, (K,).
 
     Parameters
     ----------
     residual : array (C, N)
         Without spikes.
+    events : Events
+        The spikes; what they leave over is no noise, so it is left out, and the count is scaled up.
     units : Units
         Templates and amplitudes.
     unit_length : int
@@ -143,15 +206,21 @@ def decoys(residual, units, unit_length):
 
     Returns
     -------
-    ndarray (K,) of int
+    ndarray (K,)
     """
     product = analyze_full(-residual[None], units.D, (1,))[0]
-    return np.array(
-        [
-            len(scipy.signal.find_peaks(p, height=threshold, distance=max(1, unit_length // 2))[0])
-            for p, threshold in zip(product, units.threshold, strict=True)
-        ]
-    )
+    edge, s = np.zeros(product.shape[1] + 1, np.int64), units.D.shape[-1]
+    np.add.at(edge, np.maximum(events.time - s, 0), 1)
+    np.add.at(edge, np.minimum(events.time + s, product.shape[1]), -1)
+    free = np.cumsum(edge)[:-1] == 0
+    if free.mean() < _FREE:
+        return np.zeros(len(units))
+    product[:, ~free] = 0
+    found = [
+        len(scipy.signal.find_peaks(p, height=threshold, distance=max(1, unit_length // 2))[0])
+        for p, threshold in zip(product, units.threshold, strict=True)
+    ]
+    return np.array(found) / free.mean()
 
 
 def short_intervals(times, n_samples, unit_length):

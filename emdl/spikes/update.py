@@ -8,10 +8,12 @@ from emdl.spikes.groups import Group
 
 _LEAST_SPREAD, _MOST_SPREAD, _FIRST_SPREAD = 0.08, 0.35, 0.15  # of the mean amplitude
 _FIRST_RATE = 0.005  # spikes in a duration unit
+_RARE = 0.3  # spikes of a group per spike of another one, below which it may consist of overlaps
+_HELD = 0.97  # energy that the window of a unit holds, of what it could hold elsewhere
 _UPRIGHT = 1.5  # peak over trough from which on a spike is timed by its peak
 _FEW = 8  # spikes below which a unit is given up
 _RAGGED = (
-    0.04,
+    0.01,
     0.1,
 )  # energy of a spike beside its waveform, of its own and of the noise, from which on a group is none
 _SPARE = 4  # samples cut on either side for shifts by parts of a sample
@@ -115,18 +117,20 @@ def main_deflection(waveform):
 
 
 def recentre(passed, events, groups_, before, length, least):
-    """Return by how much the windows of each unit must move to have the largest deflection where it belongs.
+    """Return by how much the windows of each unit must move to hold its waveform.
+
+    The main deflection goes where it belongs, unless another place of the window holds more of the energy.
 
     Parameters
     ----------
     passed : array (C, N)
         The signal in the pass band, data unit.
     events : Events
-        Spikes, windows inside.
+        Spikes; `before` samples on either side of their windows lie inside.
     groups_ : list of Group
         From `alone`.
     before : int
-        Where the peak belongs, samples from the start of the window.
+        Where the main deflection belongs, samples from the start of the window.
     length : int
         Of a window, samples.
     least : int
@@ -139,9 +143,12 @@ def recentre(passed, events, groups_, before, length, least):
     """
     lags = {}
     for group in groups_:
-        mean = snippets.cut(passed, events.time[group.clean], length).mean(axis=0)
-        lag = main_deflection(mean) - before
-        lags[int(events.unit[group.every[0]])] = lag if abs(lag) >= least else 0
+        mean = snippets.cut(passed, events.time[group.clean] - before, length + 2 * before).mean(axis=0)
+        held = np.convolve((mean**2).sum(axis=0), np.ones(length), "valid")  # by a window that starts there
+        start = int(np.clip(main_deflection(mean[:, before:-before]), 0, 2 * before))
+        if held[start] < _HELD * held.max():
+            start = int(held.argmax())
+        lags[int(events.unit[group.every[0]])] = start - before if abs(start - before) >= least else 0
     return lags
 
 
@@ -164,10 +171,11 @@ def units_of(x, weight, groups_, n_samples, density):
     Returns
     -------
     Units
-        Without the groups whose spikes look too little like each other.
+        Without the groups whose spikes look too little like each other and are so rare that they may be overlaps of the
+        spikes of other units.
     """
-    rows = []
-    for group in groups_:
+    rows, count = [], np.array([len(group.every) for group in groups_])
+    for group, n in zip(groups_, count, strict=True):
         d = groups.average(x, weight, group)
         d = d / np.linalg.norm(d)
         amplitude = np.tensordot(x[group.clean], d, 2)
@@ -175,8 +183,9 @@ def units_of(x, weight, groups_, n_samples, density):
         variance = (np.median(np.abs(amplitude - mean)) / 0.6745) ** 2 - 1  # the noise has variance 1
         spread = np.clip(np.sqrt(max(variance, 0)), _LEAST_SPREAD * mean, _MOST_SPREAD * mean)
         misfit = (x[group.clean] ** 2).sum(axis=(1, 2)) - amplitude**2
-        if np.median(misfit) < _RAGGED[0] * mean**2 + (1 + _RAGGED[1]) * density * d.size:
-            rows.append((d, mean, spread, len(group.every) / n_samples))
+        bound = _RAGGED[0] * mean**2 + (1 + _RAGGED[1]) * density * d.size
+        if np.median(misfit) < bound or np.count_nonzero(n < _RARE * count) < 2:
+            rows.append((d, mean, spread, n / n_samples))
     if not rows:
         return Units(np.zeros((0, *x.shape[1:]), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
     D, mean, spread, rate = zip(*rows, strict=True)
