@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from laws import smooth_atoms
 
 import emdl
 from emdl.codes import SparseCodes
@@ -126,3 +127,17 @@ def test_wrong_weights_and_masks_are_refused(rng):
         emdl.encode(y, D, 1.0, mask=np.ones(299))
     with pytest.raises(InputError, match="z0 has shape"):
         emdl.encode(y, D, 1.0, z0=np.zeros((1, 3, 9)))
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
+def test_few_codes_that_are_solved_exactly_stay_solved(tol, rng):
+    """Conjugate gradients that went on after the last digit once divided rounding by rounding: codes of 1e85."""
+    for K, C, s, stride, P, density in [(4, 1, 12, 3, 60, 0.01), (5, 2, 10, 5, 40, 0.01), (3, 1, 8, 2, 40, 0.03)]:
+        D = smooth_atoms(K, C, s, rng)
+        z = rng.standard_normal((40, K, P)) * (rng.random((40, K, P)) < density)
+        y = emdl.synthesize(z, D, stride=stride)
+        y += 0.02 * rng.standard_normal(y.shape)
+        codes = emdl.encode(y, D, 0.15, tol=tol, stride=stride)
+        half = 0.5 * (y**2).sum(axis=(1, 2))
+        for i in range(len(y)):
+            assert emdl.objective(y[i : i + 1], codes[i : i + 1], D, 0.15, stride=stride) <= half[i] * (1 + 1e-12)

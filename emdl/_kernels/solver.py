@@ -24,6 +24,7 @@ from emdl._kernels.patches import add_patch, dot_patch
 NEAR, FALL = 0.9, 0.5  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
 INNER = 0.05  # violation left by the updates between two sweeps
 EVERY, STEPS = 5, 10  # conjugate gradients: after so many rounds, so many steps
+SOLVED = 1e-10  # squared gradient over the first one at which they end
 HOPE, TRIES = 20, 3  # a gap at most so many times too large is tried to be closed by shrinking, so often
 
 SPINS = 1000  # looks at a counter before the core is given to whoever wants it
@@ -470,7 +471,7 @@ def conjugate(
             which, place = np.empty(n, np.int64), np.empty(n, np.int64)
     old, g, d, sign, atom = np.empty(n), np.empty(n), np.zeros(n), np.empty(n), np.empty(n, np.int64)
     r, image = flat[start : start + size], np.empty(size, flat.dtype)
-    before = 0.0
+    kept, before = r.copy(), 0.0
     for e in range(size):
         before += 0.5 * np.float64(r[e]) ** 2
     for q in range(n):
@@ -478,13 +479,16 @@ def conjugate(
         atom[q] = key[which[q]] % K * length
         sign[q] = slot[1, which[q]] if old[q] > 0 else -slot[1, which[q]]
         before += abs(old[q]) * slot[1, which[q]]
-    last = 0.0
+    last, first = 0.0, 0.0
     for _ in range(steps):
         rho, energy = 0.0, 0.0
         for q in range(n):
             g[q] = np.float64(dot_patch(flat, place[q], patch, atoms, atom[q])) - sign[q]
             rho += g[q] * g[q]
         image[:] = 0
+        first = max(first, rho)
+        if rho <= SOLVED * first:  # what is left is rounding, along which steps have no bound
+            break
         beta = rho / last if last > 0 else 0.0
         last = rho
         for q in range(n):
@@ -516,12 +520,9 @@ def conjugate(
     for e in range(size):
         after += 0.5 * np.float64(r[e]) ** 2
     if not after < before:
+        r[:] = kept
         for q in range(n):
-            add_patch(flat, place[q], patch, atoms, atom[q], flat.dtype.type(slot[0, which[q]] - old[q]))
             slot[0, which[q]] = old[q]
-        if masks.size:
-            for e in range(size):
-                r[e] *= masks[start + e]
         return
     for e in range(s * cells, (s + 1) * cells):
         tension[e] = max(tension[e], 2 * enough[s])
