@@ -9,7 +9,7 @@ from emdl import spikes
 from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.metrics import score_spikes
 from emdl.simulate import tetrode
-from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trust, update, whitening
+from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trains, update, whitening
 
 
 @pytest.fixture(scope="module")
@@ -315,15 +315,15 @@ def test_groups_are_merged_and_split_by_their_gaps(rng):
 
 def test_short_intervals_are_counted_against_chance(rng):
     poisson = np.sort(rng.integers(0, 1_000_000, 2000))
-    assert 0.7 < trust.short_intervals(poisson, 1_000_000, 30) < 1.3
-    assert trust.short_intervals(np.arange(0, 1_000_000, 500), 1_000_000, 30) == 0
-    assert trust.short_intervals(poisson[:5], 1_000_000, 30) == 0  # too few to say
+    assert 0.7 < trains.short_intervals(poisson, 1_000_000, 30) < 1.3
+    assert trains.short_intervals(np.arange(0, 1_000_000, 500), 1_000_000, 30) == 0
+    assert trains.short_intervals(poisson[:5], 1_000_000, 30) == 0  # too few to say
 
 
 def test_a_burst_is_recognised_by_what_it_follows():
     large = np.arange(1000, 100000, 5000)
-    assert trust.follows(large + 150, large, 30)
-    assert not trust.follows(large + 2500, large, 30)
+    assert trains.follows(large + 150, large, 30)
+    assert not trains.follows(large + 2500, large, 30)
 
 
 def test_two_halves_of_one_neuron_are_told_from_two_neurons(rng):
@@ -331,9 +331,9 @@ def test_two_halves_of_one_neuron_are_told_from_two_neurons(rng):
     N, unit = 1_800_000, 30
     train = np.cumsum(150 + rng.exponential(1350, 1200)).astype(int)
     small = rng.random(len(train)) < 0.4
-    assert trust.one_neuron(train[small], train[~small], N, unit)
-    assert not trust.one_neuron(np.sort(rng.integers(0, N, 480)), train[~small], N, unit)
-    assert not trust.one_neuron(train[small][:3], train[~small][:3], N, unit)  # too few to say
+    assert trains.one_neuron(train[small], train[~small], N, unit)
+    assert not trains.one_neuron(np.sort(rng.integers(0, N, 480)), train[~small], N, unit)
+    assert not trains.one_neuron(train[small][:3], train[~small][:3], N, unit)  # too few to say
 
 
 def test_a_part_of_a_waveform_is_no_unit(rng):
@@ -346,7 +346,7 @@ def test_a_part_of_a_waveform_is_no_unit(rng):
     order = np.argsort(time)
     none = np.zeros(len(time), np.int64)
     events = decision.Events(time[order], unit[order], none, none + np.float32(10), none + np.float32(10))
-    assert trust.parts(events, units, scale).tolist() == [False, True, False]
+    assert trains.parts(events, units, scale).tolist() == [False, True, False]
 
 
 def test_a_window_moves_to_where_the_waveform_is(rng):

@@ -12,7 +12,7 @@ from emdl import model as core
 from emdl.backend import check_count
 from emdl.device import choose
 from emdl.errors import InputError
-from emdl.spikes import decision, groups, number, scales, snippets, start, trust, update, whitening
+from emdl.spikes import decision, groups, number, scales, snippets, start, trains, trust, update, whitening
 from emdl.spikes.detection import check_recording
 from emdl.spikes.model import SpikeModel
 
@@ -219,7 +219,7 @@ def _maximize(task, events, residual, units, opened):
     """M-step: return the units, and how much they changed; 1 if their number or alignment did."""
     s, N = task.scale.length, task.x.shape[1]
     events = update.inside(events, N, s, s + 8)
-    whole = ~trust.parts(events, units, task.scale)
+    whole = ~trains.parts(events, units, task.scale)
     found = [g for g in update.alone(events, len(units), s) if whole[events.unit[g.every[0]]]]
     lag = np.zeros(len(units), np.int64)
     if opened:
@@ -230,7 +230,7 @@ def _maximize(task, events, residual, units, opened):
     if opened:
         found = groups.merge(
             x, events.amplitude, groups.split(x, found), task.scale.unit // 3,
-            one_neuron=lambda a, b: trust.one_neuron(events.time[a.every], events.time[b.every], N, task.scale.unit),
+            one_neuron=lambda a, b: trains.one_neuron(events.time[a.every], events.time[b.every], N, task.scale.unit),
         )  # fmt: skip
     updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
     return updated, 1.0 if lag.any() else _change(units, updated)

@@ -196,7 +196,7 @@ def _draw_learning(area, model):
     curves = (
         (("objective", "objective"),),
         (("spikes", "n_nonzero"),),
-        (("units", "n_units"),),
+        (("units and background", "n_units"),),
         (("lambda", "lmbd"), ("sigma", "sigma")),
     )
     for ax, lines in zip(area.subplots(1, len(curves)), curves, strict=True):
@@ -207,7 +207,7 @@ def _draw_learning(area, model):
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if lines[0][0] in ("spikes", "units"):
+        if lines[0][1] in ("n_nonzero", "n_units"):
             ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(lines) > 1 and n_iter:
             ax.legend(frameon=False, fontsize=8)

@@ -12,10 +12,7 @@ _RARE = 0.3  # spikes of a group per spike of another one, below which it may co
 _HELD = 0.97  # energy that the window of a unit holds, of what it could hold elsewhere
 _UPRIGHT = 1.5  # peak over trough from which on a spike is timed by its peak
 _FEW = 8  # spikes below which a unit is given up
-_RAGGED = (
-    0.01,
-    0.1,
-)  # energy of a spike beside its waveform, of its own and of the noise, from which on a group is none
+_RAGGED = (0.01, 0.1)  # energy beside the waveform, of the spike's and of the noise's, beyond which spikes are ragged
 _SPARE = 4  # samples cut on either side for shifts by parts of a sample
 
 
