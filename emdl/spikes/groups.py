@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.spikes.mixture import components, discriminant, gap
+from emdl.spikes.mixture import components, discriminant, gap, project
 from emdl.spikes.snippets import best_lag, delay
 
 _SPLIT, _MERGE = 0.6, 0.7  # valley over peak: below the first a group is split, above the second two are merged
@@ -94,7 +94,7 @@ def _parts(x):
     if len(x) < 3 * _SMALLEST:
         return None
     mean, axes = components(x, _AXES)
-    points = (x - mean) @ axes.T
+    points = project(x, mean, axes)
     for axis in range(2):
         upper = gap(points[:, axis])[2]
         for _ in range(_TURNS):  # turn the line to where the parts found so far differ most
@@ -194,7 +194,7 @@ def separate(first, second, lag):
     x = np.concatenate([first, delay(second, lag)]).reshape(len(first) + len(second), -1)
     noise = _noise(max(np.linalg.norm(part.mean(axis=0)) for part in (x[: len(first)], x[len(first) :])))
     mean, axes = components(x, _AXES)
-    points = (x - mean) @ axes.T / noise
+    points = project(x, mean, axes) / noise
     values, distance = [], []
     for half in (0, 1):
         known = [p[half::2] for p in (points[: len(first)], points[len(first) :])]

@@ -5,6 +5,7 @@ import numpy as np
 _FLOOR = 0.5  # smallest variance of a group along a line; the noise has 1
 _PRIOR = 20.0  # snippets that the prior of a covariance, the identity, counts for
 _WIDTH = 0.4  # of the smoothing of a density, noise standard deviations, for a group of 100
+_ALONE = 200_000  # multiplications of a matrix product that BLAS makes in one thread
 _STRAY = 0.01  # least share of snippets that belong to no group
 
 
@@ -30,11 +31,46 @@ def components(x, n_dims, *, n_iter=6):
     centred = x - mean
     n_dims = min(n_dims, *x.shape)
     q = centred[np.linspace(0, len(x) - 1, min(n_dims + 4, *x.shape)).astype(int)].T
+    pieces = _pieces(centred, q.size)
     for _ in range(n_iter):
-        q = centred.T @ (centred @ np.linalg.qr(q)[0])
+        q = np.linalg.qr(q)[0]
+        q = sum(piece.T @ (piece @ q) for piece in pieces)
     q = np.linalg.qr(q)[0]
-    small = centred @ q
-    return mean, (q @ np.linalg.eigh(small.T @ small)[1][:, ::-1][:, :n_dims]).T
+    small = sum((y.T @ y for y in (piece @ q for piece in pieces)), np.zeros((q.shape[1], q.shape[1])))
+    return mean, (q @ np.linalg.eigh(small)[1][:, ::-1][:, :n_dims]).T
+
+
+def project(x, mean, axes):
+    """Return the coordinates of snippets along some axes.
+
+    Parameters
+    ----------
+    x : array (n, d)
+        Snippets.
+    mean : array (d,)
+        Origin.
+    axes : array (m, d)
+        Orthonormal.
+
+    Returns
+    -------
+    ndarray (n, m)
+    """
+    return np.concatenate([(piece - mean) @ axes.T for piece in _pieces(x, axes.size)])
+
+
+def _pieces(x, size):
+    """Return the rows of a matrix in pieces whose product with a matrix of `size` numbers BLAS makes in one thread.
+
+    It shares larger products among threads, which wait for each other long where other programs keep the cores busy.
+    """
+    rows = max(1, _ALONE // max(size, 1))
+    return [x[i : i + rows] for i in range(0, len(x), rows)]
+
+
+def _times(a, b):
+    """Return a b^T for matrices (n, d) and (m, d), in this thread; see `_pieces`."""
+    return np.einsum("nd,md->nm", a, b)
 
 
 def cluster(points, largest, rng, *, n_iter=60):
@@ -102,7 +138,7 @@ def _spread_centres(points, count, rng):
 def _nearest(points, centres, n_iter=8):
     """Return the nearest centre of each point after some rounds of k-means."""
     for _ in range(n_iter):
-        distance = (centres**2).sum(axis=1) - 2 * points @ centres.T
+        distance = (centres**2).sum(axis=1) - 2 * _times(points, centres)
         label = distance.argmin(axis=1)
         count = np.bincount(label, minlength=len(centres))[:, None]
         sums = np.zeros_like(centres)
@@ -114,12 +150,12 @@ def _nearest(points, centres, n_iter=8):
 def _log_density(points, outer, share, mass):
     """Return the log density of the points (n, k) under the Gaussians that their shares (n, k) describe."""
     d = points.shape[1]
-    mean = share.T @ points / mass[:, None]
-    second = (share.T @ outer).reshape(-1, d, d) - mass[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    mean = _times(share.T, points.T) / mass[:, None]
+    second = _times(share.T, outer.T).reshape(-1, d, d) - mass[:, None, None] * mean[:, :, None] * mean[:, None, :]
     covariance = (second + _PRIOR * np.eye(d)) / (mass + _PRIOR)[:, None, None]
     precision = np.linalg.inv(covariance)
     pulled = np.einsum("kij,kj->ki", precision, mean)
-    square = outer @ precision.reshape(-1, d * d).T - 2 * points @ pulled.T + (pulled * mean).sum(axis=1)
+    square = _times(outer, precision.reshape(-1, d * d)) - 2 * _times(points, pulled) + (pulled * mean).sum(axis=1)
     return -0.5 * (square + np.linalg.slogdet(covariance)[1] + d * np.log(2 * np.pi))
 
 

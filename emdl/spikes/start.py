@@ -6,7 +6,7 @@ import scipy.signal
 import scipy.stats
 
 from emdl.spikes import groups, snippets
-from emdl.spikes.mixture import cluster, components
+from emdl.spikes.mixture import cluster, components, project
 from emdl.spikes.whitening import convolve
 
 _WIDTHS = (0.07, 0.14, 0.28)  # of the Gaussian bumps that events are compared with, duration units
@@ -129,7 +129,7 @@ def _tight_groups(pieces, rng):
     """Return the groups of events whose members look alike but for the noise."""
     flat = pieces.reshape(len(pieces), -1)
     mean, axes = components(flat, min(_DIMS, len(flat) - 1))
-    points = (flat - mean) @ axes.T
+    points = project(flat, mean, axes)
     label = cluster(points, min(_MOST_GROUPS, max(1, len(points) // 15)), rng)
     found = []
     for k in range(label.max() + 1):
