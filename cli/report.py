@@ -1,13 +1,10 @@
 """What a training run amounts to, as facts for machines and as text for people."""
 
-import math
-
 import emdl
 from emdl.spikes import tables
 
 FEW_SPIKES = 30
 WEAK_SNR = 4.0
-MANY_SHORT = 0.02  # share of intervals in the refractory period beyond which a unit is likely no single neuron
 
 
 def of_training(recording, model, spikes, outputs, seconds, seed):
@@ -79,11 +76,6 @@ def doubts(units):
             found.append(f"{name} rests on {unit['spikes']} spikes only")
         if unit["snr"] < WEAK_SNR:
             found.append(f"{name} stands {unit['snr']:.1f} times above the noise: expect misses and false alarms")
-        if unit["short_intervals"] > MANY_SHORT:
-            share = 100 * unit["short_intervals"]
-            found.append(
-                f"{name} has {share:.1f} % of its intervals under 2 ms: bursts, several neurons, or false alarms"
-            )
     return found
 
 
@@ -138,10 +130,9 @@ def unit_table(units):
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
-    for title in ("unit", "spikes", "rate, Hz", "peak", "on channel", "SNR", "intervals < 2 ms"):
+    for title in ("unit", "spikes", "rate, Hz", "peak", "on channel", "SNR"):
         table.add_column(title, justify="right")
     for unit in units:
-        share = unit["short_intervals"]
         table.add_row(
             str(unit["unit"]),
             f"{unit['spikes']:,}",
@@ -149,6 +140,5 @@ def unit_table(units):
             f"{unit['peak']:.4g}",
             str(unit["channel"]),
             f"{unit['snr']:.1f}",
-            "-" if math.isnan(share) else f"{100 * share:.1f} %",
         )
     return table
