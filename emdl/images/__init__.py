@@ -1,0 +1,1 @@
+"""Denoising of images with dictionaries learned from photographs, or from the image itself."""
