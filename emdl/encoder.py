@@ -88,7 +88,7 @@ def encode(
     mask : array like `y`, of bool, optional
         Which samples are there. The others may hold any finite value; (1) leaves them out.
     sparse : bool
-        Return `emdl.codes.SparseCodes` instead of an array.
+        Return `emdl.codes.SparseCodes` instead of an array; those of signals on a GPU come to the host.
 
     Returns
     -------
@@ -115,15 +115,15 @@ def encode(
     sigma, tol = check_number(sigma, "sigma", 0, strict=True), check_number(tol, "tol", 0, 1, strict=True)
     shape = positions_of(y, D, stride)
     rates = _as_weights(lmbd, D, shape)
-    on_host = array_module(y, mask if hasattr(mask, "dtype") else None) is np
-    if not on_host and (sparse or mask is not None or isinstance(z0, SparseCodes)):
-        raise InputError("sparse codes and masks exist on the CPU only; leave them out, or move the signals there")
-    if z0 is not None and not isinstance(z0, SparseCodes):
+    xp = array_module(y, mask if hasattr(mask, "dtype") else None)
+    if isinstance(z0, SparseCodes) and xp is not np:
+        z0 = xp.asarray(z0.dense())
+    elif z0 is not None and not isinstance(z0, SparseCodes):
         z0 = as_codes(z0, D, stride)[0]
     if z0 is not None and tuple(z0.shape) != shape:
         raise InputError(f"z0 has shape {tuple(z0.shape)}, wanted {shape}")
     if mask is not None:
-        mask = as_signals(np.asarray(mask, np.float32), D.ndim - 2, "mask")
+        mask = as_signals(xp.asarray(mask, np.float32), D.ndim - 2, "mask")
         if mask.shape != y.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(f"mask has shape {mask.shape}, wanted {y.shape}, the shape of y, with entries 0 or 1")
     max_iter = check_count(max_iter, "max_iter")
@@ -135,7 +135,9 @@ def encode(
             ConvergenceWarning,
             stacklevel=2,
         )
-    if isinstance(solution.codes, SparseCodes) and not sparse:
+    if sparse and xp is not np:
+        return SparseCodes.from_dense(solution.codes)
+    if not sparse and xp is np:
         return solution.codes.dense()
     return solution.codes
 
@@ -186,9 +188,9 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None,
     Solution
     """
     if array_module(y, D) is not np:
-        if mask is not None or penalty.ndim > 1:
-            raise InputError("got a mask or one penalty for each code with arrays on a GPU; move them to the host")
-        return Solution(*proximal.solve(y, D, penalty, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0))
+        return Solution(
+            *proximal.solve(y, D, penalty, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0, mask=mask)
+        )
     if isinstance(z0, np.ndarray):
         z0 = SparseCodes.from_dense(z0)
     if mask is not None:

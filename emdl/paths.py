@@ -71,7 +71,7 @@ def encode_path(y, D, sigma=1.0, *, lmbds=None, n_lmbds=10, smallest=0.01, posit
     -------
     lmbds : ndarray (m,)
         The rates, falling.
-    codes : list of SparseCodes
+    codes : list of SparseCodes, or of arrays (n, K, *P) on a GPU
         The minimiser for each.
 
     Raises
@@ -86,8 +86,7 @@ def encode_path(y, D, sigma=1.0, *, lmbds=None, n_lmbds=10, smallest=0.01, posit
     >>> [z.n_nonzero for z in codes]
     [0, 1, 1]
     """
-    if array_module(y, D) is not np:
-        raise InputError("got arrays on a GPU, wanted NumPy arrays; move them with cupy.asnumpy")
+    sparse = array_module(y, D) is np
     if lmbds is None:
         top = lambda_max(y, D, sigma, positive=positive, stride=stride)
         if top == 0:
@@ -98,6 +97,6 @@ def encode_path(y, D, sigma=1.0, *, lmbds=None, n_lmbds=10, smallest=0.01, posit
     lmbds = np.sort(np.asarray(lmbds, np.float64).ravel())[::-1]
     codes, z = [], None
     for lmbd in lmbds:
-        z = encode(y, D, float(lmbd), sigma, positive=positive, stride=stride, z0=z, sparse=True, **options)
+        z = encode(y, D, float(lmbd), sigma, positive=positive, stride=stride, z0=z, sparse=sparse, **options)
         codes.append(z)
     return lmbds, codes

@@ -95,8 +95,8 @@ def shrink_trial(w, c, z, penalty, step, positive):
     ----------
     w, c, z : array (n, K, *P)
         Point of this iteration, D^T (y - D w), codes of the last.
-    penalty : array (K,)
-        Of the same dtype.
+    penalty : array (K,) or (n, K, *P)
+        Of the same dtype: one for each atom, or one for each code.
     step : array (n,) of float64
         Step of each signal.
     positive : bool
@@ -202,4 +202,4 @@ def momentum_backward(g_u, c, g_before, step, beta):
 
 
 def _column(theta, codes):
-    return theta.reshape(-1, *[1] * (codes.ndim - 2))
+    return theta if theta.ndim > 1 else theta.reshape(-1, *[1] * (codes.ndim - 2))

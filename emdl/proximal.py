@@ -18,7 +18,7 @@ _GROWTH = 1.05  # of the step after a trial that was accepted; a rejected one co
 _ARRAYS = 8  # of the size of the codes, at most, that an iteration holds at once
 
 
-def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
+def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None, mask=None):
     """Return the certified minimiser of half the squared error plus penalty, on dense arrays.
 
     FISTA [1]_ whose momentum starts anew, signal by signal, where it points uphill [2]_. The step of a signal grows
@@ -33,8 +33,8 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
         Signals.
     D : array (K, C, *s)
         Dictionary of the same dtype.
-    penalty : array (K,)
-        lmbd_k sigma^2, data unit.
+    penalty : array (K,) or (n, K, *P)
+        lmbd sigma^2, data unit: one for each atom, or one for each code.
     stride : tuple of int
         Along each axis.
     tol : float
@@ -45,6 +45,8 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
         Keep the codes non-negative.
     z0 : array (n, K, *P), optional
         Codes to start from.
+    mask : array (n, C, *S), optional
+        1 where a sample is there, 0 where it counts nothing.
 
     Returns
     -------
@@ -68,10 +70,14 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
     if positive and z0 is not None:
         z = xp.maximum(z, 0)
     penalty = xp.asarray(penalty, y.dtype)
+    if mask is not None:
+        mask = xp.asarray(mask, y.dtype)
+        y = y * mask
 
     def piece(start, stop):
         part = slice(start, stop)
-        return _solve_batch(y[part], D, penalty, stride, safe, tol, max_iter, positive, z[part])
+        own_penalty, own_mask = _of(penalty, part), None if mask is None else mask[part]
+        return _solve_batch(y[part], D, own_penalty, stride, safe, tol, max_iter, positive, z[part], own_mask)
 
     n_codes, n_samples = math.prod(shape[1:]), math.prod(y.shape[1:])
     bytes_each = y.itemsize * (_ARRAYS * n_codes + (_ARRAYS + 4) * n_samples)
@@ -79,13 +85,23 @@ def solve(y, D, penalty, stride, *, tol, max_iter, positive, z0=None):
     return z, np.concatenate(primal), np.concatenate(gap), max(n_iter)
 
 
-def _solve_batch(y, D, penalty, stride, safe, tol, max_iter, positive, z_out):
+def _of(penalty, signals):
+    """Return the penalties of some signals."""
+    return penalty if penalty.ndim == 1 else penalty[signals]
+
+
+def _make(z, D, stride, mask):
+    """Return what codes make of the samples that are there."""
+    return synthesize_full(z, D, stride) if mask is None else synthesize_full(z, D, stride) * mask
+
+
+def _solve_batch(y, D, penalty, stride, safe, tol, max_iter, positive, z_out, mask):
     """Write the minimiser over its start `z_out`; return primal, gap and the number of iterations."""
     xp = array_module(y)
     primal, gap = np.full(len(y), np.inf), np.full(len(y), np.inf)
     left = np.arange(len(y))  # signals without a certificate, in the order of the arrays below
     w = z = z_out.copy()
-    Dw = Dz = synthesize_full(z, D, stride)
+    Dw = Dz = _make(z, D, stride, mask)
     s, step = xp.ones(len(y)), xp.full(len(y), safe)
     for n_iter in range(1, max_iter + 1):
         if n_iter % _EVERY == 1:
@@ -97,8 +113,9 @@ def _solve_batch(y, D, penalty, stride, safe, tol, max_iter, positive, z_out):
                 z_out[xp.asarray(left)] = z
                 keep, left = xp.asarray(np.flatnonzero(wanting)), left[wanting]
                 y, z, w, Dz, Dw, s, step = (a[keep] for a in (y, z, w, Dz, Dw, s, step))
+                penalty, mask = _of(penalty, keep), None if mask is None else mask[keep]
         x, uphill, distance = shrink_trial(w, analyze_full(y - Dw, D, stride), z, penalty, step, positive)
-        Dx = synthesize_full(x, D, stride)
+        Dx = _make(x, D, stride, mask)
         curvature = _energy(Dx - Dw) / xp.maximum(distance, np.finfo(np.float64).tiny)
         longest = 1 / xp.maximum(curvature, np.finfo(np.float64).tiny)  # that this trial would have allowed
         accepted = (step <= longest) | (step <= safe)
@@ -134,10 +151,10 @@ def certificate(y, z, r, D, penalty, stride, positive):
     z : array (n, K, *P)
         Codes.
     r : array (n, C, *S)
-        y - D z.
+        y - D z, zero at samples that are not there.
     D : array (K, C, *s)
         Dictionary.
-    penalty : array (K,)
+    penalty : array (K,) or (n, K, *P)
         Of the same dtype.
     stride : tuple of int
         Along each axis.
@@ -150,7 +167,7 @@ def certificate(y, z, r, D, penalty, stride, positive):
         Primal value and gap.
     """
     xp, axes = array_module(y), tuple(range(1, y.ndim))
-    column = penalty.reshape(-1, *[1] * (y.ndim - 2))
+    column = penalty if penalty.ndim > 1 else penalty.reshape(-1, *[1] * (y.ndim - 2))
     c = analyze_full(r, D, stride)
     largest = ((c if positive else xp.abs(c)) / column).max(axis=axes).astype(np.float64)
     r = r.astype(np.float64)

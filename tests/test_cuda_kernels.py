@@ -154,6 +154,9 @@ def test_a_layer_shrinks_and_extrapolates(shape, positive, device, rng):
     moved = (w - x).astype(float)
     assert_equal(uphill, (moved * (x - before)).reshape(len(w), -1).sum(axis=1), real)
     assert_equal(distance, (moved**2).reshape(len(w), -1).sum(axis=1), real)
+    penalty = rng.uniform(0.2, 0.9, w.shape).astype(real)  # one for each code
+    each = layers.shrink_trial(*given[:3], cupy.asarray(penalty), cupy.asarray(steps), positive)[0]
+    assert_equal(each, prox.shrink(w + length * c, length * penalty, positive=positive), real)
     accepted = np.arange(len(w)) % 2 == 0
     z, w_next = layers.advance(given[0], got, given[2], cupy.asarray(beta), cupy.asarray(accepted))
     taken, b = accepted.reshape(column), beta.reshape(column)

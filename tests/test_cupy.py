@@ -347,14 +347,51 @@ def test_a_model_on_a_device_encodes_reconstructs_and_goes_to_disk(cupy, rng, tm
     np.testing.assert_array_equal(back.lmbd, lmbd)
 
 
-def test_what_exists_on_the_cpu_only_is_refused_on_a_device(cupy, rng):
+@cases
+@pytest.mark.parametrize("given", ["mask", "a rate for each code", "both"])
+def test_masks_and_rates_of_each_code_work_on_a_device(given, case, cupy, rng):
+    """Signals that have their certificate leave the batch with their own mask and rates."""
+    y, D, _ = problem(case, rng)
+    y[0] *= 0.3
+    lmbd, mask = 0.4, None
+    if given != "mask":
+        lmbd = rng.uniform(0.2, 0.8, (len(y), len(D), *case["P"]))
+    if given != "a rate for each code":
+        mask = rng.random(y.shape) < 0.8
+    options = {"tol": 1e-7, "stride": case["stride"], "max_iter": 20_000}
+    z = emdl.encode(
+        cupy.asarray(y), cupy.asarray(D), lmbd if mask is not None and given == "mask" else cupy.asarray(lmbd),
+        mask=None if mask is None else cupy.asarray(mask), **options,
+    ).get()  # fmt: skip
+    there = 1.0 if mask is None else mask
+
+    def objective(z):
+        error = (y - emdl.synthesize(z, D, stride=case["stride"])) * there
+        return (error**2).sum() / 2 + (lmbd * np.abs(z)).sum()
+
+    assert objective(z) == pytest.approx(objective(emdl.encode(y, D, lmbd, mask=mask, **options)), rel=2e-7)
+
+
+def test_codes_of_a_device_come_as_non_zeros_where_asked_and_start_from_them(cupy, rng):
     y, D, _ = problem(CASES[0], rng)
-    with pytest.raises(InputError, match="CPU only"):
-        emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, sparse=True)
-    with pytest.raises(InputError, match="CPU only"):
-        emdl.encode(cupy.asarray(y), cupy.asarray(D), 1.0, mask=cupy.asarray(y) > 0)
-    with pytest.raises(InputError, match="one penalty for each code"):
-        emdl.encode(cupy.asarray(y), cupy.asarray(D), cupy.ones((len(y), len(D), *CASES[0]["P"])))
+    on_device = cupy.asarray(y), cupy.asarray(D)
+    dense = emdl.encode(*on_device, 0.4, tol=1e-8)
+    sparse = emdl.encode(*on_device, 0.4, tol=1e-8, sparse=True)
+    np.testing.assert_array_equal(sparse.dense(), dense.get())
+    assert isinstance(sparse.value, np.ndarray)
+    with standin.counts.during() as seen:
+        emdl.encode(*on_device, 0.4, tol=1e-7, z0=sparse)
+    assert seen["kernels"] <= 4, "the first certificate holds"
+
+
+def test_a_path_of_rates_stays_on_the_device(cupy, rng):
+    y, D, _ = problem(CASES[0], rng)
+    want_lmbds, want = emdl.encode_path(y, D, n_lmbds=3, tol=1e-9)
+    lmbds, codes = emdl.encode_path(cupy.asarray(y), cupy.asarray(D), n_lmbds=3, tol=1e-9)
+    np.testing.assert_allclose(lmbds, want_lmbds, rtol=1e-6)
+    for got, z in zip(codes, want, strict=True):
+        assert isinstance(got, cupy.ndarray)
+        np.testing.assert_allclose(got.get(), z.dense(), atol=1e-3)
 
 
 # Spikes

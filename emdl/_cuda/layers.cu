@@ -41,12 +41,12 @@ shrink_momentum(const REAL *w, const REAL *c, const REAL *before, const REAL *th
     }
 }
 
-// x = shrink(w + step_i c, step_i penalty), and of each signal two sums: partial[0, i, chunk] = sum (w - x) (x - z), whose
+// x = shrink(w + step_i c, step_i penalty), with one penalty for each atom, or for each code, and of each signal two sums: partial[0, i, chunk] = sum (w - x) (x - z), whose
 // sign tells when to restart, and partial[1, i, chunk] = sum (x - w)^2. Grid: x = chunk of signal i, `chunks` to a signal;
 // `size` = K P.
 extern "C" __global__ void __launch_bounds__(THREADS)
 shrink_trial(const REAL *w, const REAL *c, const REAL *z, const REAL *penalty, const double *step, REAL *x, double *partial,
-             int positive, long long P, long long size, int chunks)
+             int positive, int each_code, long long P, long long size, int chunks)
 {
     const long long i = blockIdx.x / chunks;
     const REAL length = static_cast<REAL>(step[i]);
@@ -54,7 +54,7 @@ shrink_trial(const REAL *w, const REAL *c, const REAL *z, const REAL *penalty, c
     for (long long e = static_cast<long long>(blockIdx.x % chunks) * THREADS + threadIdx.x; e < size;
          e += static_cast<long long>(chunks) * THREADS) {
         const long long at = i * size + e;
-        const REAL value = shrink(w[at] + length * c[at], length * penalty[e / P], positive);
+        const REAL value = shrink(w[at] + length * c[at], length * penalty[each_code ? at : e / P], positive);
         const double moved = static_cast<double>(w[at]) - value;
         x[at] = value;
         uphill += moved * (static_cast<double>(value) - z[at]);

@@ -48,7 +48,7 @@ def shrink_trial(w, c, z, penalty, step, positive):
     ----------
     w, c, z : cupy.ndarray (n, K, *P)
         Point of this iteration, D^T (y - D w), codes of the last.
-    penalty : cupy.ndarray (K,)
+    penalty : cupy.ndarray (K,) or (n, K, *P)
         Of the same dtype.
     step : cupy.ndarray (n,) of float64
         Step of each signal.
@@ -64,7 +64,7 @@ def shrink_trial(w, c, z, penalty, step, positive):
     cupy, (x,), size = array_module(w, c, z, penalty, step), _new(w, 1), math.prod(w.shape[1:])
     chunks = min(_blocks(size), 256)
     partial = cupy.empty((2, len(w), chunks), np.float64)
-    numbers = (np.int32(positive), _P(w), np.int64(size), np.int32(chunks))
+    numbers = (np.int32(positive), np.int32(penalty.ndim > 1), _P(w), np.int64(size), np.int32(chunks))
     _launch("shrink_trial", w, (len(w) * chunks, 1, 1), (w, c, z, penalty, step, x, partial, *numbers), cupy)
     uphill, distance = (partial[i].sum(axis=1) for i in (0, 1))
     return x, uphill, distance
