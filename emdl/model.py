@@ -1,21 +1,16 @@
 """What a fit leaves behind, in memory and on disk."""
 
-import contextlib
-import os
-import pathlib
-import tempfile
 from dataclasses import dataclass, field
 
-import h5py
 import numpy as np
 
 from emdl.backend import array_module, as_dictionary, as_stride, check_number
 from emdl.encoder import encode
-from emdl.errors import FileFormatError, InputError
+from emdl.errors import FileFormatError
 from emdl.ops import as_rates, synthesize
+from emdl.storage import new_file, old_file, read_array
 
 FORMAT = 1  # of the file; rises when a reader of the old one would misread the new one
-_LARGEST = 4 * 2**30  # bytes of one data set
 
 
 @dataclass(frozen=True)
@@ -157,79 +152,6 @@ def load(path):
         return read_model(file)
 
 
-@contextlib.contextmanager
-def new_file(path):
-    """Give an HDF5 file to write to, which takes the place of `path` once it is complete and on the disk.
-
-    Parameters
-    ----------
-    path : path
-        Where the file goes.
-
-    Yields
-    ------
-    h5py.File
-
-    Raises
-    ------
-    FileFormatError
-        If the folder is missing or cannot be written.
-    """
-    path = pathlib.Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise FileFormatError(
-            f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written"
-        ) from error
-    os.close(handle)
-    try:
-        with h5py.File(name, "w") as file:
-            yield file
-        with open(name, "rb+") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except OSError as error:
-        raise FileFormatError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-@contextlib.contextmanager
-def old_file(path):
-    """Give an HDF5 file to read from; whatever is wrong with it comes out as one kind of error.
-
-    Parameters
-    ----------
-    path : path
-        HDF5 file.
-
-    Yields
-    ------
-    h5py.File
-
-    Raises
-    ------
-    FileFormatError
-        If the file is missing or damaged.
-    """
-    if not pathlib.Path(path).is_file():
-        raise FileFormatError(f"there is no file {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except InputError as error:
-        raise FileFormatError(f"{path} holds no valid model: {error}") from error
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise FileFormatError(f"{path} is damaged or is no HDF5 file that emdl wrote ({error})") from error
-
-
 def write_model(group, model):
     """Write a model into an HDF5 group.
 
@@ -291,32 +213,3 @@ def read_model(group):
         tuple(int(t) for t in np.atleast_1d(group.attrs["stride"])),
         attributes,
     )
-
-
-def read_array(group, name):
-    """Return a numeric data set of an HDF5 group, after checks that make a hostile file harmless.
-
-    Parameters
-    ----------
-    group : h5py.Group
-        Where it is.
-    name : str
-        Its name.
-
-    Returns
-    -------
-    ndarray
-
-    Raises
-    ------
-    FileFormatError
-        If it is a link, lies outside the file, holds no numbers, or declares more than was stored.
-    """
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise FileFormatError(f"{name} is missing, or a link, which is not followed")
-    item = group[name]
-    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.dtype.kind not in "fiub":
-        raise FileFormatError(f"{name} is not a plain data set of numbers")
-    if item.nbytes > _LARGEST and item.nbytes > 1000 * item.id.get_storage_size():
-        raise FileFormatError(f"{name} declares {item.nbytes} bytes but stores {item.id.get_storage_size()}; refused")
-    return np.asarray(item[()])

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from emdl import checkpoint as kept
 from emdl import model as core
 from emdl.backend import check_count
 from emdl.device import choose
-from emdl.errors import InputError
+from emdl.errors import FileFormatError, InputError
 from emdl.spikes import decision, groups, number, scales, snippets, start, trains, trust, update, whitening
 from emdl.spikes.detection import check_recording
 from emdl.spikes.model import SpikeModel
@@ -22,6 +23,8 @@ _CALM, _STILL = 0.2, 0.05  # change of a waveform below which more units are loo
 _FIRST_EVENTS, _FIRST_PIECES = 1500, 5  # learned from first, at least
 _GROWTHS = 2  # times that units are looked for in the residual
 _SETTLE = 4  # iterations at the end in which the number of units is not touched
+_HISTORY = ("objective", "n_nonzero", "sigma", "change", "seconds", "n_units", "lmbd")
+_UNITS = ("D", "mean", "spread", "rate")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,24 @@ class _Task:
     xp: ModuleType
 
 
-def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu"):
+@dataclass
+class _Course:
+    """How far EM has come: all that decides what it does next, besides the random numbers."""
+
+    units: decision.Units
+    n_events: int  # that stand out, which decides what is learned from first
+    left: int | None = None  # stages, the present one included
+    iteration: int = 0
+    grown: int = 0
+    history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
+    ended: str = ""
+    converged: bool = False
+
+
+def fit(
+    data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu",
+    checkpoint=None, checkpoint_every=kept.EVERY, resume=False,
+):  # fmt: skip
     """Learn the units of a recording: their number, waveforms, amplitudes and rates.
 
     The data are whitened (`emdl.spikes.whitening`). EM starts from the groups of events that stand out, and iterates:
@@ -105,6 +125,13 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
     device : {"cpu", "cuda", "auto"}
         Where the sparse coding is done; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there is one. Filters
         and decisions stay on the CPU.
+    checkpoint : path, optional
+        File that keeps the state of the fit, see `emdl.em_fit`.
+    checkpoint_every : float
+        Seconds between two writes of it.
+    resume : bool
+        Go on from the checkpoint, if it exists: the model then has the bits that it would have had without the
+        interruption.
 
     Returns
     -------
@@ -138,14 +165,21 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
     scale = scales.choose(fs, band=band, window_ms=window_ms)
     if n_units is not None and n_units * scale.length > data.shape[1]:
         raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
-    began, rng = time.perf_counter(), np.random.default_rng(rng)
-    white = whitening.learn(data, scale)
-    x, passed = _stretch(data, white, scale)
-    task = _Task(x, passed, white, scale, rng, choose(device)[0])
-    waveforms, n_events = start.waveforms(x, white, scale, rng)
-    units, rows, converged, said = _iterate(
-        _stages(task, n_events), update.first_units(waveforms, scale), max_iter, callback, began
-    )
+    began = time.perf_counter()
+    asked = {"data": data, "fs": fs, "n_units": n_units, "window_ms": window_ms, "band": band, "max_iter": max_iter}
+    asked, rng = asked | {"rng": rng}, np.random.default_rng(rng)
+    with kept.Checkpoint(checkpoint, asked, kind="spikes.fit", every=checkpoint_every, resume=resume) as keeper:
+        white = whitening.learn(data, scale)
+        x, passed = _stretch(data, white, scale)
+        task = _Task(x, passed, white, scale, rng, choose(device)[0])
+        if keeper.found is None:
+            waveforms, n_events = start.waveforms(x, white, scale, rng)
+            course = _Course(update.first_units(waveforms, scale), n_events)
+        else:
+            course = _restored(keeper.found, task)
+            began -= max(course.history["seconds"], default=0)
+        _iterate(_stages(task, course.n_events), course, max_iter, callback, began, keeper)
+    units, said = course.units, [course.ended]
     n_found = len(units)
     if n_found:
         units, n_found, notes = trust.review(x, units, scale)
@@ -155,39 +189,75 @@ def fit(data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0
         units, n_found = number.more(x, units, n_units, scale, white.density)
         said += [] if n_found == n_units else [f"only {n_found} of {n_units} units could be told apart"]
     if n_found == 0:
-        converged, said = (
-            True,
-            ["no units: nothing in the recording stands out of the noise again and again", *said[1:]],
-        )
-    return _finish(task, units, n_found, rows, converged, said)
+        course.converged = True
+        said = ["no units: nothing in the recording stands out of the noise again and again", *said[1:]]
+    return _finish(task, units, n_found, course, said)
 
 
-def _iterate(stages, units, max_iter, callback, began):
-    """Run EM on each stage until it stands still; return units, a row per iteration, whether it converged, the end."""
-    rows, grown = [], 0
-    if len(units) == 0:
-        return units, rows, True, ["stopped at the start"]
-    for iteration in range(1, max_iter + 1):
-        opened = iteration <= max_iter - _SETTLE
-        if not opened:
-            del stages[:-1]
-        task = stages[0]
-        events, residual = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
-        updated, change = _maximize(task, events, residual, units, opened)
-        if opened and change < _CALM and grown < _GROWTHS:
-            found = update.grow(task.x, residual, events, task.whitening, task.scale, task.rng)
-            grown, change = (grown + 1, 1.0) if len(found) else (_GROWTHS, change)
-            updated = update.join(updated, found)
-        rows.append(_progress(task, units, events, residual, iteration, max_iter, change, time.perf_counter() - began))
-        units = updated
-        if callback is not None and callback(rows[-1]):
-            return units, rows, False, [f"stopped by the callback after {iteration} iterations"]
-        if len(units) == 0 or (change < _STILL and len(stages) == 1):
-            return units, rows, True, [f"converged after {iteration} iterations"]
-        if change < _STILL:
-            grown = 0
+def _iterate(stages, course, max_iter, callback, began, keeper):
+    """Run EM on each stage until it stands still, or until the end of `max_iter` iterations."""
+    if course.left is not None:
+        del stages[: -course.left]
+    if len(course.units) == 0 and not course.ended:
+        course.converged, course.ended = True, "stopped at the start"
+    while not course.ended:
+        course.iteration += 1
+        row = _step(stages, course, max_iter, began)
+        for name in _HISTORY[:5]:
+            course.history[name].append(getattr(row, name))
+        course.history["n_units"].append(len(row.D))
+        course.history["lmbd"].append(float(np.exp(np.log(row.lmbd).mean())))
+        course.left, change = len(stages), row.change
+        if len(course.units) == 0 or (change < _STILL and len(stages) == 1):
+            course.converged, course.ended = True, f"converged after {course.iteration} iterations"
+        elif course.iteration >= max_iter:
+            course.ended = f"stopped after max_iter = {max_iter} iterations"
+        elif change < _STILL:
+            course.grown = 0
             del stages[0]
-    return units, rows, False, [f"stopped after max_iter = {max_iter} iterations"]
+            course.left -= 1
+        keeper.offer(_state_of(course, stages[-1].rng), now=bool(course.ended))
+        if callback is not None and callback(row):
+            course.converged, course.ended = False, f"stopped by the callback after {course.iteration} iterations"
+
+
+def _step(stages, course, max_iter, began):
+    """Run one iteration on the present stage; the units of the course become the new ones."""
+    opened = course.iteration <= max_iter - _SETTLE
+    if not opened:
+        del stages[:-1]
+    task, units = stages[0], course.units
+    events, residual = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
+    updated, change = _maximize(task, events, residual, units, opened)
+    if opened and change < _CALM and course.grown < _GROWTHS:
+        found = update.grow(task.x, residual, events, task.whitening, task.scale, task.rng)
+        course.grown, change = (course.grown + 1, 1.0) if len(found) else (_GROWTHS, change)
+        updated = update.join(updated, found)
+    course.units, seconds = updated, time.perf_counter() - began
+    return _progress(task, units, events, residual, course.iteration, max_iter, change, seconds)
+
+
+def _state_of(course, rng):
+    """Return a course and the random numbers as the state that a checkpoint keeps."""
+    names = ("n_events", "left", "iteration", "grown", "ended", "converged")
+    state = {name: getattr(course, name) for name in names} | {"rng": kept.of_rng(rng)}
+    state |= {f"units_{name}": getattr(course.units, name) for name in _UNITS}
+    return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
+
+
+def _restored(state, task):
+    """Return the course in a checkpoint, and put the random numbers of the task into their state."""
+    n, K = (int(np.size(state.get(name))) for name in ("history_objective", "units_rate"))
+    shapes = [(K, len(task.x), task.scale.length), (K,), (K,), (K,)]
+    units = [kept.array_of(state, f"units_{name}", s, None) for name, s in zip(_UNITS, shapes, strict=True)]
+    history = {name: kept.array_of(state, f"history_{name}", (n,), np.float64).tolist() for name in _HISTORY}
+    counts = [kept.value_of(state, name, int) for name in ("n_events", "left", "iteration", "grown")]
+    kept.set_rng(task.rng, kept.value_of(state, "rng", dict))
+    n_events, left, iteration, grown = counts
+    if iteration != n:
+        raise FileFormatError(f"the checkpoint is damaged: it tells of {n} iterations and counts {iteration}")
+    ended, converged = kept.value_of(state, "ended", str), kept.value_of(state, "converged", bool)
+    return _Course(decision.Units(*units), n_events, left, iteration, grown, history, ended, converged)
 
 
 def _stretch(data, white, scale):
@@ -257,22 +327,19 @@ def _progress(task, units, events, residual, iteration, max_iter, change, second
     return state
 
 
-def _finish(task, units, n_units, rows, converged, said):
+def _finish(task, units, n_units, course, said):
     """Return the model, with waveforms in data units."""
     scale, white = task.scale, task.whitening
     waveforms, spread = (w[:n_units] for w in _waveforms(task, units))
     peak = np.array([update.main_deflection(w) for w in waveforms], np.int64)
-    names = ("objective", "n_nonzero", "sigma", "change", "seconds")
-    history = {name: np.array([getattr(row, name) for row in rows], float) for name in names}
-    history["n_units"] = np.array([len(row.D) for row in rows], float)
-    history["lmbd"] = np.array([float(np.exp(np.log(row.lmbd).mean())) for row in rows])
+    history = {name: np.array(values, float) for name, values in course.history.items()}
     none = len(units) == 0
     D = np.zeros((1, len(task.x), scale.length), np.float32) if none else units.D
     model = core.Model(D, np.ones(1) if none else units.lmbd, 1.0, positive=True)
     kind = f"taken for {scale.kind}, {scale.band[0]:g} to {scale.band[1]:g} Hz"
     return SpikeModel(
         model, scale.fs, scale.band, scale.unit, white, waveforms, spread, peak, units.mean, units.spread, units.rate,
-        history, converged, "; ".join([*said, kind]),
+        history, course.converged, "; ".join([*said, kind]),
     )  # fmt: skip
 
 

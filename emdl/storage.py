@@ -1,0 +1,285 @@
+"""Files: written whole or not at all, by one process at a time, and read without trust in what they hold."""
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from emdl.errors import EmdlError, FileFormatError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed, which serves as well
+    fcntl = None  # type: ignore[assignment]
+
+_LARGEST = 4 * 2**30  # bytes of one data set, above which it must not be so much larger than what is stored
+_INFLATION = 1000
+_DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError)
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a network folder that knows no locks answers
+_LOG = logging.getLogger(__name__)
+_LONGEST_NAME = 255
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Give the name of a temporary file beside `path`, which takes its place once it is whole and on the disk.
+
+    Parameters
+    ----------
+    path : path
+        The output. It keeps its old content until the new one is complete, whatever happens in between.
+
+    Yields
+    ------
+    Path
+        Of an empty file in the same folder, with the same ending, as writers choose the format by it.
+
+    Raises
+    ------
+    FileFormatError
+        If the folder is missing, full, or cannot be written. Errors that are no `OSError` pass as they are.
+    """
+    path = pathlib.Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=_part_prefix(path), suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written"
+        ) from error
+    os.close(handle)
+    try:
+        yield pathlib.Path(name)
+        with open(name, "rb+") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+        _sync_folder(path.parent)
+    except EmdlError:
+        raise
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot write {path}: {error.strerror or error}; what stood there is as it was"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def _part_prefix(path):
+    return f".{path.stem[: _LONGEST_NAME // 2]}.part-"
+
+
+def _sync_folder(folder):
+    """Bring the new name onto the disk; some systems cannot open a folder, and need not."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_parts(path):
+    """Remove what writers of `path` left that were killed; to be called while its `lock` is held.
+
+    Parameters
+    ----------
+    path : path
+        The output.
+    """
+    path = pathlib.Path(path)
+    start = _part_prefix(path)
+    for part in path.parent.iterdir():
+        if part.name.startswith(start) and part.suffix == path.suffix:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Keep every other process from taking the same lock, until the context ends or this process does, however it ends.
+
+    Parameters
+    ----------
+    path : path
+        The output; the lock is a file ``.NAME.lock`` beside it, which holds the number of the process.
+
+    Raises
+    ------
+    InputError
+        If another process has it; its number is named.
+    FileFormatError
+        If the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        handle = _taken(name)
+    except OSError as error:
+        raise FileFormatError(f"cannot write {name}: {error.strerror}") from error
+    if handle is None:
+        owner = name.read_text(errors="replace").strip()[:20] if name.exists() else ""
+        raise InputError(
+            f"another run{f' (process {owner})' if owner.isdigit() else ''} is writing {path}; "
+            "wait until it has ended, or choose another output"
+        )
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        if fcntl is not None:  # removed while it is held, so that no other process removes a lock of a third
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        os.close(handle)
+        if fcntl is None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def _taken(name):
+    """Return the handle of the locked file, None if another process holds it."""
+    while True:
+        if fcntl is None and name.exists():
+            try:
+                os.unlink(name)
+            except PermissionError:
+                return None
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if fcntl is None:
+            return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError as error:
+            if error.errno not in _LOCKLESS:
+                os.close(handle)
+                raise
+            _LOG.warning("%s: this folder knows no locks, so a second run would not be noticed", name.parent)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(name)):
+                return handle
+        os.close(handle)  # it was removed by its last owner between opening and locking
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """Give an HDF5 file to write to, which takes the place of `path` once it is complete and on the disk.
+
+    Parameters
+    ----------
+    path : path
+        Where the file goes.
+
+    Yields
+    ------
+    h5py.File
+
+    Raises
+    ------
+    FileFormatError
+        If the folder is missing, full, or cannot be written.
+    """
+    import h5py
+
+    with replacing(path) as part, h5py.File(part, "w") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def old_file(path, what="model"):
+    """Give an HDF5 file to read from; whatever is wrong with it comes out as one kind of error.
+
+    Parameters
+    ----------
+    path : path
+        HDF5 file.
+    what : str
+        What it ought to hold, for the messages.
+
+    Yields
+    ------
+    h5py.File
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing or damaged.
+    """
+    import h5py
+
+    if not pathlib.Path(path).is_file():
+        raise FileFormatError(f"there is no file {path}")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError as error:
+        raise FileFormatError(f"{path} holds no valid {what}: {error}") from error
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise FileFormatError(f"{path} takes more memory than there is ({error})") from error
+    except _DAMAGE as error:
+        raise FileFormatError(f"{path} is damaged or is no HDF5 file that emdl wrote ({error})") from error
+
+
+def read_array(group, name, *, kinds="fiub"):
+    """Return a data set of an HDF5 group, after checks that make a hostile file harmless.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where it is.
+    name : str
+        Its name; a path with slashes leads through groups.
+    kinds : str
+        Kinds of dtype that are let in, by default real numbers.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    FileFormatError
+        If it is a link, lies outside the file, holds no numbers, or declares more than was stored.
+    """
+    import h5py
+
+    item = group
+    for part in [p for p in name.split("/") if p]:
+        if not isinstance(item, h5py.Group) or not isinstance(item.get(part, getlink=True), h5py.HardLink):
+            raise FileFormatError(f"{name} is missing, or a link, which is not followed")
+        item = item[part]
+    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.dtype.kind not in kinds:
+        raise FileFormatError(f"{name} is not a plain data set of numbers")
+    if item.shape is None:
+        raise FileFormatError(f"{name} is a data set without values")
+    check_size(name, item.nbytes, item.id.get_storage_size())
+    return np.asarray(item[()])
+
+
+def check_size(name, declared, stored):
+    """Raise if an array takes more than 4 GiB and also more than 1,000 times what is stored of it.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    declared, stored : int
+        Bytes in memory, and in the file.
+
+    Raises
+    ------
+    FileFormatError
+        If so.
+    """
+    if declared > _LARGEST and declared > _INFLATION * stored:
+        raise FileFormatError(f"{name} declares {declared} bytes but stores {stored}; refused")
