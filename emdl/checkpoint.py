@@ -338,16 +338,18 @@ def codes_of(state, name, shape, like):
     start = array_of(state, f"{name}_start", (shape[0] + 1,), np.int64)
     index = array_of(state, f"{name}_index", (count,), np.int64)
     value = array_of(state, f"{name}_value", (count,), like.dtype)
-    row = np.repeat(np.arange(shape[0]), np.diff(start).clip(0)) if start[-1] <= count else index[:0]
     size = int(np.prod(shape[1:]))
-    good = start[0] == 0 and start[-1] == count == len(row) and bool((np.diff(start) >= 0).all())
+    good = start[0] == 0 and start[-1] == count and bool((start[1:] >= start[:-1]).all())
     good = good and bool(((index >= 0) & (index < size)).all())
-    if not good or not bool((np.diff(row * size + index) > 0).all()):
+    if good:
+        place = np.repeat(np.arange(shape[0]), np.diff(start)) * size + index
+        good = bool((place[1:] > place[:-1]).all())
+    if not good:
         raise FileFormatError(f"the checkpoint is damaged: {name} holds no codes of shape {tuple(shape)}")
     return SparseCodes(tuple(shape), start, index, value)
 
 
-def array_of(state, name, shape, dtype):
+def array_of(state, name, shape, dtype, *, finite=True):
     """Return an array of a state, after making sure that it has this shape and dtype and finite entries.
 
     Parameters
@@ -360,6 +362,8 @@ def array_of(state, name, shape, dtype):
         Wanted; None where any length will do.
     dtype : dtype
         Wanted; None for any floating point.
+    finite : bool
+        Refuse NaN and Inf.
 
     Returns
     -------
@@ -374,7 +378,7 @@ def array_of(state, name, shape, dtype):
     fits = isinstance(found, np.ndarray) and found.ndim == len(shape)
     fits = fits and (found.dtype.kind == "f" if dtype is None else found.dtype == dtype)
     fits = fits and all(want in (None, got) for want, got in zip(shape, found.shape, strict=True))
-    if not fits or not bool(np.isfinite(found).all()):
+    if not fits or (finite and not bool(np.isfinite(found).all())):
         got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
         raise FileFormatError(
             f"the checkpoint is damaged: {name} is {got}, wanted finite {np.dtype(dtype or float)} {tuple(shape)}"

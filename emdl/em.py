@@ -3,10 +3,11 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from emdl import checkpoint as kept
 from emdl import mstep, rates, starts
 from emdl.backend import (
     array_module,
@@ -19,7 +20,7 @@ from emdl.backend import (
     with_one_blas_thread,
 )
 from emdl.device import to_host
-from emdl.errors import InputError
+from emdl.errors import FileFormatError, InputError
 from emdl.events import Layout
 from emdl.model import Model
 from emdl.mstep import M_STEPS
@@ -33,6 +34,15 @@ _HASTE = 0.03  # gap of the codes over the last change of the dictionary, which 
 _RATE, _DECAY = 0.1, 0.003  # half as many iterations to an atom error of 0.1 as at rate 0.03, and as small an end
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
 _REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired, besides when they stand still
+_HISTORY = ("objective", "n_nonzero", "lmbd", "sigma", "change", "seconds", "validation")
+_COUNTERS = {
+    "stage": str, "change": float, "iteration": int, "least": float, "best_iteration": int, "ended": str,
+    "converged": bool,
+}  # fmt: skip
+_STATE = {
+    "sigma": float, "held_sigma": float, "round": int, "objective": float, "n_nonzero": int, "notes": list | tuple,
+}  # fmt: skip
+_STEPS = ("n_steps", "direction", "square")
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -116,7 +126,12 @@ class _Plan:
     batches: int
     rule: str
     learn_sigma: bool
+    learn_dictionary: bool
+    may_repair: bool
+    may_restart: bool
     prior: object
+    max_iter: int
+    tol: float
     tol_codes: float
     validation: tuple[np.ndarray, np.ndarray] | None
 
@@ -135,6 +150,22 @@ class _State:
     objective: float = np.nan
     n_nonzero: int = 0
     notes: tuple = ()
+
+
+@dataclass
+class _Run:
+    """How far a fit has come: with the optimiser and the random numbers all that decides what it does next."""
+
+    state: _State
+    stage: str
+    change: float
+    iteration: int = 0
+    history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
+    least: float = math.inf
+    best: _State | None = None
+    best_iteration: int = 0
+    ended: str = ""
+    converged: bool = False
 
 
 @with_one_blas_thread
@@ -166,6 +197,9 @@ def em_fit(
     repair=None,
     tol=1e-3,
     tol_codes=1e-3,
+    checkpoint=None,
+    checkpoint_every=kept.EVERY,
+    resume=False,
 ):
     """Learn a dictionary, Laplace rates and the noise level from signals.
 
@@ -233,6 +267,14 @@ def em_fit(
         Converged when no atom moves by more than this (sqrt(1 - <d, d_before>^2)) and no rate by more than this share.
     tol_codes : float
         Relative duality gap of the codes; as long as the dictionary moves, 3 % of its change is enough.
+    checkpoint : path, optional
+        File that keeps the state of the fit: written every `checkpoint_every` seconds, at the end, and when an
+        exception or an interrupt ends the fit. The old state stays until the new one is whole and on the disk.
+    checkpoint_every : float
+        Seconds between two writes; 0 writes after every iteration.
+    resume : bool
+        Go on from the checkpoint, if it exists. Called with the same data and arguments the result has the bits that
+        it would have had without the interruption.
 
     Returns
     -------
@@ -242,7 +284,9 @@ def em_fit(
     ------
     InputError
         If shapes do not fit each other, a value is not finite, the signals are constant, or a parameter lies outside
-        its range.
+        its range; if the checkpoint exists without `resume`, is in use, or belongs to another fit.
+    FileFormatError
+        If the checkpoint is damaged, or cannot be written at the beginning.
 
     References
     ----------
@@ -261,55 +305,135 @@ def em_fit(
     (1, 1, 9)
     """
     check_count(max_iter, "max_iter")
+    tol = check_number(tol, "tol", 0)
+    asked = {
+        "y": y, "n_atoms": n_atoms, "atom_shape": atom_shape, "D0": D0, "lmbd0": lmbd0, "sigma": sigma,
+        "positive": positive, "stride": stride, "max_iter": max_iter, "n_layers": n_layers, "n_backward": n_backward,
+        "m_step": m_step, "learn_lmbd": learn_lmbd, "learn_sigma": learn_sigma, "learn_dictionary": learn_dictionary,
+        "target": target, "validation": validation, "rng": rng, "lmbd_rule": lmbd_rule, "prior": prior,
+        "batch_size": batch_size, "optimizer": optimizer, "repair": repair, "tol": tol, "tol_codes": tol_codes,
+    }  # fmt: skip
     rng = np.random.default_rng(rng)
     plan = _make_plan(
         y, n_atoms, atom_shape, target,
         stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, n_backward=n_backward,
         batch_size=batch_size, rule="fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE,
         learn_sigma=learn_sigma, prior=prior, tol_codes=tol_codes, validation=validation,
+        may_repair=D0 is None if repair is None else repair, may_restart=learn_dictionary and lmbd0 is None,
+        learn_dictionary=learn_dictionary, max_iter=max_iter, tol=tol,
     )  # fmt: skip
-    state = _first_state(plan, D0, lmbd0, sigma, rng)
     optimizer = replace(optimizer) if optimizer is not None else Optimizer(rate=_RATE, decay=_DECAY)
-    repair = D0 is None if repair is None else repair
-    rows, converged, ended, began = [], False, f"stopped after max_iter = {max_iter} iterations", time.perf_counter()
-    stage, change = _first_stage(plan, learn_dictionary), float(learn_dictionary)
-    least, best, best_iteration = math.inf, state, 0
-    for iteration in range(1, max_iter + 1):
-        before = state
-        state = _expect(plan, state, hold=stage == "dictionary", tol=max(plan.tol_codes, _HASTE * change))
-        if stage != "rates":
-            state = _maximize(plan, state, optimizer, rng)
-        due = iteration in _REPAIRS or _change(before.D, state.D) < tol
-        if repair and due and stage != "rates" and iteration <= max_iter * 2 // 3:
-            state = _repair(plan, state, rng)
-        loss = _validate(plan, state)
-        if loss < least:
-            least, best, best_iteration = loss, state, iteration
-        progress = _report(before, state, iteration, max_iter, time.perf_counter() - began, loss)
-        change = progress.change
-        rows.append(progress)
-        _LOG.info("iteration %d: objective %.6g, change %.2g", iteration, state.objective, progress.change)
-        if callback is not None and callback(progress):
-            ended = f"stopped by the callback after {iteration} iterations"
-            break
-        still = progress.change < tol and _moved(before.lmbd, state.lmbd) < tol
-        if stage == "dictionary" and (still or iteration >= _SHARE * max_iter):
-            stage = "rates"
-        elif still and stage == "rates" and learn_dictionary and lmbd0 is None and _noise_was_wrong(plan, state):
-            stage, state = "dictionary", _restart(plan, state)
-        elif still:
-            converged, ended = True, f"converged after {iteration} iterations"
-            break
-    names = ["objective", "n_nonzero", "sigma", "change", "seconds"]
-    if plan.validation is not None:
-        names.append("validation")
-        state = best
-        ended += f"; kept the model of iteration {best_iteration}, whose validation error is {least:.4g}"
-    history = {name: np.array([getattr(row, name) for row in rows]) for name in names}
-    history["lmbd"] = np.array([float(np.exp(np.log(to_host(row.lmbd)).mean())) for row in rows])
+    began = time.perf_counter()
+    with kept.Checkpoint(checkpoint, asked, kind="em_fit", every=checkpoint_every, resume=resume) as keeper:
+        if keeper.found is None:
+            run = _Run(_first_state(plan, D0, lmbd0, sigma, rng), _first_stage(plan), float(learn_dictionary))
+            run.best = run.state
+        else:
+            run = _restored(keeper.found, plan, optimizer, rng)
+            began -= max(run.history["seconds"], default=0.0)
+        while not run.ended:
+            progress = _iterate(plan, run, optimizer, rng, began)
+            keeper.offer(_kept(run, optimizer, rng), now=bool(run.ended))
+            if callback is not None and callback(progress):
+                run.converged, run.ended = False, f"stopped by the callback after {run.iteration} iterations"
+    return _result(plan, run)
+
+
+def _iterate(plan, run, optimizer, rng, began):
+    """Run one iteration of EM, decide what comes after it, and return what the callback gets to know."""
+    before, run.iteration = run.state, run.iteration + 1
+    state = _expect(plan, before, hold=run.stage == "dictionary", tol=max(plan.tol_codes, _HASTE * run.change))
+    if run.stage != "rates":
+        state = _maximize(plan, state, optimizer, rng)
+    due = run.iteration in _REPAIRS or _change(before.D, state.D) < plan.tol
+    if plan.may_repair and due and run.stage != "rates" and run.iteration <= plan.max_iter * 2 // 3:
+        state = _repair(plan, state, rng)
+    loss = _validate(plan, state)
+    if loss < run.least:
+        run.least, run.best, run.best_iteration = loss, state, run.iteration
+    progress = _report(before, state, run.iteration, plan.max_iter, time.perf_counter() - began, loss)
+    run.state, run.change = state, progress.change
+    for name in _HISTORY:
+        run.history[name].append(_mean_rate(state.lmbd) if name == "lmbd" else getattr(progress, name))
+    _LOG.info("iteration %d: objective %.6g, change %.2g", run.iteration, state.objective, progress.change)
+    _go_on(plan, run, progress.change < plan.tol and _moved(before.lmbd, state.lmbd) < plan.tol)
+    return progress
+
+
+def _go_on(plan, run, still):
+    """Choose the stage of the next iteration, or end the fit."""
+    if run.stage == "dictionary" and (still or run.iteration >= _SHARE * plan.max_iter):
+        run.stage = "rates"
+    elif still and run.stage == "rates" and plan.may_restart and _noise_was_wrong(plan, run.state):
+        run.stage, run.state = "dictionary", _restart(plan, run.state)
+    elif still:
+        run.converged, run.ended = True, f"converged after {run.iteration} iterations"
+    if not run.ended and run.iteration >= plan.max_iter:
+        run.ended = f"stopped after max_iter = {plan.max_iter} iterations"
+
+
+def _result(plan, run):
+    """Return what a fit that has ended leaves behind."""
+    state, ended = run.state, run.ended
+    history = {name: np.array(values) for name, values in run.history.items()}
+    if plan.validation is None:
+        del history["validation"]
+    else:
+        state = run.best
+        ended += f"; kept the model of iteration {run.best_iteration}, whose validation error is {run.least:.4g}"
     model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
     notes = [*dict.fromkeys(state.notes), *_weakness(plan, state)]
-    return EMResult(model, history, len(rows), converged, "; ".join([ended, *notes]))
+    return EMResult(model, history, run.iteration, run.converged, "; ".join([ended, *notes]))
+
+
+def _kept(run, optimizer, rng):
+    """Return all that decides the future of a fit, as the state that a checkpoint keeps."""
+    held = {name: getattr(run, name) for name in _COUNTERS} | {"rng": kept.of_rng(rng)}
+    held |= {f"optimizer_{name}": getattr(optimizer, name) for name in _STEPS}
+    held |= {f"history_{name}": np.array(values, np.float64) for name, values in run.history.items()}
+    held |= _kept_state(run.state, "state")
+    return held | (_kept_state(run.best, "best") if run.best_iteration else {})
+
+
+def _kept_state(state, name):
+    plain = {f"{name}_{part}": getattr(state, part) for part in ("D", "lmbd", *_STATE)}
+    search = None if state.search is None else asdict(state.search)
+    return plain | {f"{name}_search": search} | kept.of_codes(state.codes, f"{name}_codes")
+
+
+def _restored(held, plan, optimizer, rng):
+    """Return the run in a checkpoint; optimiser and random numbers are put into their states."""
+    counters = {name: kept.value_of(held, name, kind) for name, kind in _COUNTERS.items()}
+    n = counters["iteration"]
+    history = {name: kept.array_of(held, f"history_{name}", (n,), None, finite=False).tolist() for name in _HISTORY}
+    history["n_nonzero"] = [int(count) for count in history["n_nonzero"]]
+    optimizer.n_steps = kept.value_of(held, "optimizer_n_steps", int)
+    if held.get("optimizer_direction") is not None:
+        xp = array_module(plan.y)
+        for name in ("direction", "square"):
+            setattr(optimizer, name, xp.asarray(kept.array_of(held, f"optimizer_{name}", plan.D_shape, np.float64)))
+    kept.set_rng(rng, kept.value_of(held, "rng", dict))
+    state = _restored_state(held, plan, "state")
+    best = _restored_state(held, plan, "best") if counters["best_iteration"] else state
+    if counters["stage"] not in ("dictionary", "rates", "both"):
+        raise FileFormatError(f"the checkpoint is damaged: its stage is {counters['stage']!r}")
+    return _Run(state=state, best=best, history=history, **counters)
+
+
+def _restored_state(held, plan, name):
+    xp, K = array_module(plan.y), plan.D_shape[0]
+    D = kept.array_of(held, f"{name}_D", plan.D_shape, plan.y.dtype)
+    lmbd = kept.array_of(held, f"{name}_lmbd", (K,), np.float64)
+    shape = (len(plan.y), K, *code_positions(plan.y.shape[2:], plan.D_shape[2:], plan.stride))
+    codes = kept.codes_of(held, f"{name}_codes", shape, plan.y)
+    plain = {part: kept.value_of(held, f"{name}_{part}", kind) for part, kind in _STATE.items()}
+    plain["notes"] = tuple(map(str, plain["notes"]))
+    search = held.get(f"{name}_search")
+    if not (lmbd > 0).all() or not plain["sigma"] > 0 or not plain["held_sigma"] > 0:
+        raise FileFormatError("the checkpoint is damaged: rates and noise levels must be positive")
+    if search is not None:
+        search = rates.Search(**{part: kept.value_of(search, part, int | float) for part in rates.Search().__dict__})
+    return _State(xp.asarray(D), xp.asarray(lmbd), codes=codes, search=search, **plain)
 
 
 def _make_plan(
@@ -404,13 +528,13 @@ def _first_state(plan, D0, lmbd0, sigma, rng):
     return _State(D, lmbd, sigma, sigma)
 
 
-def _first_stage(plan, learn_dictionary):
+def _first_stage(plan):
     """Return what is learned first: rules that look for the best reconstruction wait for the dictionary.
 
     The penalty that reconstructs best is small: with it, noise gets codes, which blurs atoms that are being learned. So
     the dictionary is learned at the universal threshold, then lambda with the dictionary held.
     """
-    if not learn_dictionary:
+    if not plan.learn_dictionary:
         return "rates"
     return "dictionary" if plan.rule in _BY_PREDICTION else "both"
 
@@ -493,6 +617,11 @@ def _weakness(plan, state):
     layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
     weak = ", ".join(map(str, weak_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)))
     return [f"explains little that others do not: atom {weak}; n_atoms may be too large"] if weak else []
+
+
+def _mean_rate(lmbd):
+    """Return the geometric mean of the rates."""
+    return float(np.exp(np.log(to_host(lmbd)).mean()))
 
 
 def _moved(before, after):

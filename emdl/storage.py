@@ -18,6 +18,7 @@ except ImportError:  # Windows, where an open file cannot be removed, which serv
 
 _LARGEST = 4 * 2**30  # bytes of one data set, above which it must not be so much larger than what is stored
 _INFLATION = 1000
+_GROWTH = 2**20  # bytes by which a file grows that is made in memory
 _DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError)
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a network folder that knows no locks answers
 _LOG = logging.getLogger(__name__)
@@ -173,6 +174,9 @@ def _taken(name):
 def new_file(path):
     """Give an HDF5 file to write to, which takes the place of `path` once it is complete and on the disk.
 
+    It is made in memory: the HDF5 library does not survive an error of the disk in the middle of its writing (after a
+    full disk it was seen to end the process much later, in another file).
+
     Parameters
     ----------
     path : path
@@ -189,8 +193,12 @@ def new_file(path):
     """
     import h5py
 
-    with replacing(path) as part, h5py.File(part, "w") as file:
-        yield file
+    with replacing(path) as part:
+        with h5py.File(part.name, "w", driver="core", backing_store=False, block_size=_GROWTH) as file:
+            yield file
+            file.flush()
+            image = file.id.get_file_image()
+        part.write_bytes(image)
 
 
 @contextlib.contextmanager
