@@ -1,55 +1,86 @@
 """File formats of recordings: what each stores, as it is stored.
 
-Nothing is pickled or unpickled, and `.npy` and raw binary are memory-mapped.
+Nothing is pickled or unpickled; `.npy` and raw binary are memory-mapped, HDF5 and what Neo reads are read when sliced.
 """
 
+import time
 import zipfile
 import zlib
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from emdl.errors import FileFormatError, InputError, InputTypeError
+from emdl.spikes.lazy import Stored
 
 RAW_SUFFIXES = (".dat", ".bin", ".raw")
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nwb")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+NWB_SUFFIX = ".nwb"
+KNOWN = (".npy", ".npz", *RAW_SUFFIXES, *HDF5_SUFFIXES, NWB_SUFFIX)
+DATA_UNIT = "data unit"
 _WRITER = {".npy": "save", ".npz": "savez"}
+_GROWING_S = 0.2  # a file whose last sample is not whole is looked at again after this
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds.
+
+    Attributes
+    ----------
+    data : array with one or two axes
+        As stored, or in uV where the file says how to get there.
+    fs : object or None
+        Sampling rate as stored, unchecked; None if the file does not say.
+    layout : {"channels-first", "samples-first"} or None
+        Which axis comes first; None if the format does not say.
+    unit : str
+        Of the data.
+    positions : ndarray (C, 2) or None
+        Places of the channels, um.
+    start_s : float
+        Time of the first sample, s.
+    joints : tuple of int
+        Samples at which a new segment begins, after a pause of unknown length.
+    """
+
+    data: Any
+    fs: Any = None
+    layout: str | None = None
+    unit: str = DATA_UNIT
+    positions: np.ndarray | None = None
+    start_s: float = 0.0
+    joints: tuple = ()
 
 
 def check_file(path):
-    """Return the ending of the name of an existing, non-empty file of a known format.
+    """Return the ending of the name of an existing, non-empty file or folder.
 
     Parameters
     ----------
     path : Path
-        The file.
+        The file, or the folder of a recording system.
 
     Returns
     -------
     str
-        In lower case, with the dot.
+        In lower case, with the dot; one of `KNOWN`, or what Neo or SpikeInterface may know.
 
     Raises
     ------
     FileFormatError
-        If the file is missing, a folder, empty or of an unknown format.
+        If the file is missing or empty.
     """
-    known = (".npy", ".npz", *RAW_SUFFIXES, *HDF5_SUFFIXES)
     if not path.exists():
         raise FileFormatError(f"{path} does not exist")
-    if path.is_dir():
-        raise FileFormatError(f"{path} is a folder; give a recording ({', '.join(known)})")
-    suffix = path.suffix.lower()
-    if suffix not in known:
-        raise FileFormatError(
-            f"{path.name} has no known ending; wanted {', '.join(known)} (raw binary: rename it .dat)"
-        )
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise FileFormatError(f"{path} is empty (0 bytes)")
-    return suffix
+    return path.suffix.lower()
 
 
-def load(path, suffix, *, key=None, dtype=None, n_channels=None, fs=None):
-    """Return the stored array as it is, and the stored sampling rate or None.
+def load(path, suffix, *, key=None, series=None, dtype=None, n_channels=None, fs=None):
+    """Return what is stored in a file.
 
     Parameters
     ----------
@@ -59,6 +90,8 @@ def load(path, suffix, *, key=None, dtype=None, n_channels=None, fs=None):
         Its ending, from `check_file`.
     key : str, optional
         Name of the array in ``.npz``, path of the data set in HDF5.
+    series : str, optional
+        Which of several recordings in one file or folder: the electrical series of NWB, the stream of Neo.
     dtype : str or dtype, optional
         Type of one sample of raw binary.
     n_channels : int, optional
@@ -68,36 +101,51 @@ def load(path, suffix, *, key=None, dtype=None, n_channels=None, fs=None):
 
     Returns
     -------
-    data : ndarray or memmap
-        Raw binary has the shape (N, C), samples interleaved.
-    fs : object or None
-        As stored, unchecked.
+    Content
 
     Raises
     ------
     FileFormatError
-        If the file is damaged or lacks the array.
+        If the file is damaged, lacks the array, or is of an unknown format.
     InputError
         If something needed is not given, or something given does not fit the format.
     InputTypeError
         If the array holds text or Python objects.
     """
+    spikeglx = suffix == ".bin" and path.with_suffix(".meta").is_file() and dtype is None
+    if suffix not in KNOWN or path.is_dir() or spikeglx:
+        from emdl.spikes import external
+
+        _leave_out(key, "key (--key) names an array in .npz or HDF5", path)
+        return external.load(path, series)
+    if suffix == NWB_SUFFIX and key is None:
+        from emdl.spikes import nwb
+
+        return nwb.load(path, series)
+    _leave_out(series, "series (--series) chooses among the recordings of NWB or of a recording system", path)
     if suffix in RAW_SUFFIXES:
-        return _load_raw(path, key, dtype, n_channels, fs), None
-    if suffix in HDF5_SUFFIXES:
-        return _load_hdf5(path, key)
-    if suffix == ".npy" and key is not None:
-        raise InputError(f"key (--key) names an array in .npz or HDF5, but {path.name} holds one array; leave it out")
+        return Content(_load_raw(path, key, dtype, n_channels, fs))
+    if suffix in (*HDF5_SUFFIXES, NWB_SUFFIX):
+        return Content(*_load_hdf5(path, key))
+    if suffix == ".npy":
+        _leave_out(key, "key (--key) names an array in .npz or HDF5", path)
     with open(path, "rb") as file:
         magic = file.read(6)
     if magic[:2] != b"PK" if suffix == ".npz" else magic != b"\x93NUMPY":
         raise FileFormatError(f"{path.name} is not a {suffix} file; write it with numpy.{_WRITER[suffix]}")
     try:
-        return _load_npz(path, key) if suffix == ".npz" else (np.load(path, mmap_mode="r", allow_pickle=False), None)
+        if suffix == ".npz":
+            return Content(*_load_npz(path, key))
+        return Content(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "object" in str(error).lower():  # NumPy's word for an array that only pickle could read
             raise InputTypeError(f"{path.name} holds Python objects; save the numbers as one plain array") from error
         raise FileFormatError(f"{path.name} is damaged: {error}") from error
+
+
+def _leave_out(option, what, path):
+    if option is not None:
+        raise InputError(f"{what}, but {path.name} is neither; leave it out")
 
 
 def _load_npz(path, key):
@@ -110,26 +158,39 @@ def _load_npz(path, key):
 
 
 def _load_hdf5(path, key):
+    file = open_hdf5(path)
+    wanted = key or "data"
+    import h5py
+
+    found = file.get(wanted)
+    if not isinstance(found, h5py.Dataset):
+        names = []
+        file.visititems(lambda name, item: names.append(f"/{name}") if isinstance(item, h5py.Dataset) else None)
+        file.close()
+        raise FileFormatError(_no_such_key(path.name, wanted, names))
+    if h5py.check_string_dtype(found.dtype) is not None:
+        raise InputTypeError(f"{found.name} in {path.name} holds text; wanted real numbers")
+    rate = found.attrs.get("fs")
+    beside = found.parent.get("fs")
+    if rate is None and isinstance(beside, h5py.Dataset):
+        rate = beside[()]
+    return Stored(found), rate
+
+
+def open_hdf5(path):
+    """Return an HDF5 file opened for reading; it stays open as long as its data sets are held.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none.
+    """
     import h5py
 
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except OSError as error:
         raise FileFormatError(f"{path.name} is damaged or no HDF5 file: {error}") from error
-    with file:
-        wanted = key or "data"
-        found = file.get(wanted)
-        if not isinstance(found, h5py.Dataset):
-            names = []
-            file.visititems(lambda name, item: names.append(f"/{name}") if isinstance(item, h5py.Dataset) else None)
-            raise FileFormatError(_no_such_key(path.name, wanted, names))
-        if h5py.check_string_dtype(found.dtype) is not None:
-            raise InputTypeError(f"{found.name} in {path.name} holds text; wanted real numbers")
-        rate = found.attrs.get("fs")
-        beside = found.parent.get("fs")
-        if rate is None and isinstance(beside, h5py.Dataset):
-            rate = beside[()]
-        return found[()], rate
 
 
 def _no_such_key(name, wanted, keys):
@@ -140,8 +201,7 @@ def _no_such_key(name, wanted, keys):
 
 def _load_raw(path, key, dtype, n_channels, fs):
     """Map raw binary as (N, C), samples interleaved; `_channels_first` turns it round."""
-    if key is not None:
-        raise InputError(f"key (--key) names an array in .npz or HDF5, but {path.name} is raw binary; leave it out")
+    _leave_out(key, "key (--key) names an array in .npz or HDF5", path)
     needed = {"dtype (--dtype int16)": dtype, "n_channels (--channels 4)": n_channels, "fs (--fs 30000)": fs}
     missing = [option for option, value in needed.items() if value is None]
     if missing:
@@ -154,10 +214,21 @@ def _load_raw(path, key, dtype, n_channels, fs):
         raise InputError(f"n_channels (--channels) must be at least 1, got {n_channels}")
     if dtype.hasobject or dtype.itemsize == 0:
         raise InputTypeError(f"dtype (--dtype) {dtype} cannot be read from raw binary; wanted real numbers")
-    size, frame = path.stat().st_size, dtype.itemsize * n_channels
-    if size % frame:
-        raise FileFormatError(
-            f"{path.name} has {size} bytes, no whole number of samples of {frame} bytes ({n_channels} x {dtype}): "
-            f"{size % frame} bytes remain; check --dtype and --channels"
-        )
+    frame = dtype.itemsize * n_channels
+    size = _whole_frames(path, frame, f"{n_channels} x {dtype}")
     return np.memmap(path, dtype=dtype, mode="r", shape=(size // frame, n_channels))
+
+
+def _whole_frames(path, frame, what):
+    """Return the size of a file in whole frames of `frame` bytes; only a file that grows may end within one."""
+    size = path.stat().st_size
+    if size % frame:
+        time.sleep(_GROWING_S)
+        if path.stat().st_size == size:
+            raise FileFormatError(
+                f"{path.name} has {size} bytes, no whole number of samples of {frame} bytes ({what}): "
+                f"{size % frame} bytes remain; check --dtype and --channels"
+            )
+    if size < frame:
+        raise FileFormatError(f"{path.name} has {size} bytes, less than one sample of {frame} bytes ({what})")
+    return size - size % frame

@@ -1,17 +1,19 @@
-"""Recordings from files: which formats are read, which axis holds the channels, and what is refused.
+"""Recordings from files and objects: which axis holds the channels, what is missing, and what is refused.
 
-A recording is kept as stored, (C, N), memory-mapped where the format allows it, so that a long file costs no memory
-before it is filtered.
+A recording is kept as stored, (C, N), memory-mapped or read slice by slice where the format allows it, so that a long
+file costs no memory before it is filtered.
 """
 
 import logging
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from emdl.errors import InputError, InputTypeError
-from emdl.spikes import formats
+from emdl.spikes import external, formats
+from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,9 @@ LAYOUTS = ("channels-first", "samples-first")
 SAMPLE_SECONDS = 15.0
 _MOST_CHANNELS = 64  # an axis longer than this may be time as well as channels
 _BLOCK = 1 << 20  # samples of one channel checked at once
+_GAP_S = 0.01  # all channels constant for that long are no signal
+_MOST_GAPS = 0.5  # of a recording, beyond which it is refused
+_BESIDE_GAP_S = 1e-3  # spikes nearer than this to a gap are left out
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,36 @@ class Recording:
 
     Attributes
     ----------
-    data : ndarray or memmap, shape (C, N)
-        C channels, N samples, in the data unit and the dtype of the file.
+    data : array (C, N)
+        C channels, N samples, in the dtype of the file: an ndarray, a memmap, or an object that is read when sliced, as
+        ``data[:, a:b]``. Gaps are bridged by straight lines.
     fs : float
         Sampling rate, Hz.
     name : str
         What to call it: the name of the file.
+    unit : str
+        Of the data: ``uV`` where the file says how to get there.
+    positions : ndarray (C, 2) or None
+        Places of the channels, um.
+    start_s : float
+        Time of the first sample, s.
+    gaps : ndarray (m, 2) of int
+        Stretches without a signal, NaN or constant on all channels: first sample and the one after the last.
+    path : Path or None
+        The file, if there is one.
+    n_bytes : int
+        Its size when it was read.
     """
 
-    data: np.ndarray
+    data: Any
     fs: float
     name: str
+    unit: str = formats.DATA_UNIT
+    positions: np.ndarray | None = None
+    start_s: float = 0.0
+    gaps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))
+    path: pathlib.Path | None = None
+    n_bytes: int = 0
 
     @property
     def n_channels(self):
@@ -54,6 +78,38 @@ class Recording:
         """Return the duration, s."""
         return self.n_samples / self.fs
 
+    @property
+    def covered_s(self):
+        """Return the duration without the gaps, s."""
+        return (self.n_samples - int((self.gaps[:, 1] - self.gaps[:, 0]).sum())) / self.fs
+
+    def without_gaps(self):
+        """Return the data (C, M) with the gaps cut out: what units are learned from."""
+        if len(self.gaps) == 0:
+            return self.data
+        edges = np.concatenate([[0], self.gaps.ravel(), [self.n_samples]]).reshape(-1, 2)
+        return joined(self.data, edges[edges[:, 1] > edges[:, 0]])
+
+    def outside_gaps(self, samples):
+        """Return which samples lie in no gap and not within 1 ms of one.
+
+        Parameters
+        ----------
+        samples : array (n,) of int
+            Times, samples.
+
+        Returns
+        -------
+        ndarray (n,) of bool
+        """
+        beside = round(_BESIDE_GAP_S * self.fs)
+        begun = np.searchsorted(self.gaps[:, 0] - beside, samples, "right")
+        return begun == np.searchsorted(self.gaps[:, 1] + beside, samples, "right")
+
+    def growth(self):
+        """Return by how many bytes the file has grown since it was read."""
+        return self.path.stat().st_size - self.n_bytes if self.path is not None and self.path.is_file() else 0
+
 
 def sample():
     """Return the bundled sample: a simulated tetrode of 15 s, the same on every machine.
@@ -69,18 +125,23 @@ def sample():
     return Recording(made.data, float(made.fs), "simulated tetrode")
 
 
-def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, skip_channels=(), default_fs=None):
+def read(
+    path, *, fs=None, key=None, series=None, dtype=None, n_channels=None, layout=None, skip_channels=(), default_fs=None
+):
     """Read a recording from a file.
 
     Parameters
     ----------
     path : str or Path
-        ``.npy``; ``.npz`` (keys ``data`` and ``fs``); raw binary ``.dat``, ``.bin`` or ``.raw``; or HDF5 (a data set
-        and its attribute ``fs``, or a scalar data set ``fs`` beside it).
+        ``.npy``; ``.npz`` (keys ``data`` and ``fs``); raw binary ``.dat``, ``.bin`` or ``.raw``; HDF5 (a data set and
+        its attribute ``fs``, or a scalar data set ``fs`` beside it); NWB; or a file or folder of a recording system
+        that Neo or SpikeInterface can read, if they are installed.
     fs : float, optional
         Sampling rate, Hz. Needed where the file holds none; goes before the file's own.
     key : str, optional
         Name of the array in ``.npz``, path of the data set in HDF5. Default ``data``.
+    series : str, optional
+        Which recording, where NWB or a recording system holds several.
     dtype : str or dtype, optional
         Type of one sample of raw binary, for instance ``int16``. Other formats know theirs.
     n_channels : int, optional
@@ -103,7 +164,8 @@ def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, s
     FileFormatError
         If the file is missing, empty, damaged, of an unknown format, or lacks the array asked for.
     InputError
-        If something needed is not given, the axes cannot be told apart, or the data hold NaN, Inf or a dead channel.
+        If something needed is not given, the axes cannot be told apart, the data hold Inf, NaN on some channels only or
+        a dead channel, or more than half of the recording is gaps.
     InputTypeError
         If the data are not real numbers.
     """
@@ -113,34 +175,98 @@ def read(path, *, fs=None, key=None, dtype=None, n_channels=None, layout=None, s
         raise InputError(f"dtype (--dtype) describes raw binary, but {path.name} carries its own; leave it out")
     if layout not in (None, *LAYOUTS):
         raise InputError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
-    data, fs_stored = formats.load(path, suffix, key=key, dtype=dtype, n_channels=n_channels, fs=fs or default_fs)
-    _check_numbers(data, path.name)
-    data = _channels_first(data, path, n_channels, layout)
-    data = _drop_channels(data, skip_channels)
-    if fs is None and fs_stored is None and default_fs is not None:
+    size = path.stat().st_size if path.is_file() else 0
+    found = formats.load(path, suffix, key=key, series=series, dtype=dtype, n_channels=n_channels, fs=fs or default_fs)
+    _check_numbers(found.data, path.name)
+    data = _channels_first(found.data, path, n_channels, layout or found.layout)
+    if fs is None and found.fs is None and default_fs is not None:
         fs = default_fs
         logger.warning("%s does not say its sampling rate; %g Hz is taken", path.name, fs)
-    rate = _sampling_rate(fs, fs_stored, path.name)
-    check_values(data, path.name)
-    return Recording(data, rate, path.name)
+    rate = _sampling_rate(fs, found.fs, path.name)
+    whole = replace(_describe(found, data, rate, path.name), path=path, n_bytes=size)
+    return _checked(_without_channels(whole, skip_channels), found.joints)
+
+
+def from_object(recording, *, name="recording"):
+    """Return a recording of SpikeInterface as a `Recording`.
+
+    Parameters
+    ----------
+    recording : spikeinterface.BaseRecording
+        Segments are put one after another; traces are read when they are sliced.
+    name : str
+        What to call it.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    InputError
+        As `read`.
+    InputTypeError
+        If it is no recording of SpikeInterface.
+    """
+    if not external.is_recording(recording):
+        raise InputTypeError(f"wanted a recording of SpikeInterface, got {type(recording).__name__}")
+    found = external.content(recording)
+    return _checked(_describe(found, found.data, float(found.fs), name), found.joints)
+
+
+def from_array(data, fs, *, name="recording"):
+    """Return an array as a `Recording`.
+
+    Parameters
+    ----------
+    data : array (C, N) or (N,)
+        Channels first; may be memory-mapped.
+    fs : float
+        Sampling rate, Hz.
+    name : str
+        What to call it.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    InputError
+        As `read`, and if there are more channels than samples.
+    InputTypeError
+        If it does not hold real numbers.
+    """
+    data = data if hasattr(data, "shape") and hasattr(data, "dtype") else np.asarray(data)
+    _check_numbers(data, name)
+    data = data[None] if len(data.shape) == 1 else data
+    if data.shape[0] > data.shape[1]:
+        raise InputError(
+            f"{name} has shape {data.shape}: more channels than samples; transpose it to (channels, samples)"
+        )
+    return _checked(Recording(data, _sampling_rate(fs, None, name), name))
+
+
+def _describe(found, data, fs, name):
+    return Recording(data, fs, name, unit=found.unit, positions=found.positions, start_s=found.start_s)
 
 
 def _check_numbers(data, name):
     if data.dtype.kind not in "iuf":
         raise InputTypeError(f"{name} holds {data.dtype.name}; wanted real numbers (integers or floating point)")
-    if data.ndim not in (1, 2):
+    if len(data.shape) not in (1, 2):
         raise InputError(f"{name} has shape {data.shape}; wanted one channel (samples,) or two axes")
-    if data.size == 0:
+    if 0 in data.shape:
         raise InputError(f"{name} has shape {data.shape}: it holds no samples")
 
 
 def _channels_first(data, path, n_channels, layout):
     """Return the data as (C, N) in native byte order, and say in the log which axis was taken as channels."""
-    if not data.dtype.isnative:
-        data = data.astype(data.dtype.newbyteorder("="))
     name, raw = path.name, path.suffix.lower() in formats.RAW_SUFFIXES
-    if data.ndim == 1:
-        data, chosen, why = data[None], "channels-first", None
+    if len(data.shape) == 1:
+        data, chosen, why = data if isinstance(data, Stored) else data[None], "channels-first", None
+    elif isinstance(data, Lazy):
+        chosen, why = "channels-first", None
     elif raw and layout == "channels-first":
         data, chosen, why = data.reshape(data.shape[::-1]), layout, None
     elif raw:
@@ -151,6 +277,11 @@ def _channels_first(data, path, n_channels, layout):
     else:
         chosen, why = _guess_layout(data.shape, n_channels, name)
     data = data if chosen == "channels-first" else data.T
+    if isinstance(data, Stored):
+        data = data.lazy()
+    elif not data.dtype.isnative:
+        stored = data
+        data = Lazy(lambda a, b: stored[:, a:b], stored.shape, stored.dtype)
     if why:
         count = f"{data.shape[0]} channel{'s' * (data.shape[0] > 1)}"
         logger.warning("%s: taken as %s x %d samples (%s: %s)", name, count, data.shape[1], chosen, why)
@@ -173,16 +304,19 @@ def _guess_layout(shape, n_channels, name):
     )
 
 
-def _drop_channels(data, skip):
+def _without_channels(recording, skip):
     skip = sorted(set(skip))
     if not skip:
-        return data
-    unknown = [channel for channel in skip if not 0 <= channel < data.shape[0]]
+        return recording
+    C = recording.n_channels
+    unknown = [channel for channel in skip if not 0 <= channel < C]
     if unknown:
-        raise InputError(f"there is no channel {unknown[0]} to skip; channels are 0 to {data.shape[0] - 1}")
-    if len(skip) == data.shape[0]:
+        raise InputError(f"there is no channel {unknown[0]} to skip; channels are 0 to {C - 1}")
+    if len(skip) == C:
         raise InputError("every channel is to be skipped; leave at least one")
-    return np.delete(data, skip, axis=0)
+    kept = np.delete(np.arange(C), skip)
+    places = None if recording.positions is None else recording.positions[kept]
+    return replace(recording, data=take_channels(recording.data, kept), positions=places)
 
 
 def _sampling_rate(given, stored, name):
@@ -200,12 +334,38 @@ def _sampling_rate(given, stored, name):
     return rate
 
 
+def _checked(recording, joints=()):
+    """Return the recording with its gaps bridged, and say in the log where they are; raise as `check_values`."""
+    data, fs, name = recording.data, recording.fs, recording.name
+    gaps = _scan(data, name, round(_GAP_S * fs))
+    missing = int((gaps[:, 1] - gaps[:, 0]).sum())
+    if missing > _MOST_GAPS * data.shape[1]:
+        raise InputError(
+            f"{name} holds no signal for {missing / fs:.1f} of its {data.shape[1] / fs:.1f} s (NaN, or constant on all "
+            "channels); cut out the part that holds one"
+        )
+    if len(gaps):
+        first = ", ".join(f"{a / fs:.3f} to {b / fs:.3f} s" for a, b in gaps[:3]) + ", ..." * (len(gaps) > 3)
+        count = "a gap" if len(gaps) == 1 else f"{len(gaps)} gaps"
+        logger.warning(
+            "%s has %s, %.2f s in all, where all channels are NaN or constant (%s); no spikes are looked for there",
+            name, count, missing / fs, first,
+        )  # fmt: skip
+        data = bridged(data, gaps)
+    if len(joints):
+        count = f"{len(joints) + 1} segments, put one after another"
+        logger.warning("%s has %s; times count samples of all of them", name, count)
+        gaps = np.concatenate([gaps, np.repeat(np.array(joints)[:, None], 2, axis=1)])
+        gaps = gaps[np.argsort(gaps[:, 0], kind="stable")]
+    return replace(recording, data=data, gaps=gaps)
+
+
 def check_values(data, name="data"):
     """Raise if the data hold NaN or Inf, or a channel that never changes.
 
     Parameters
     ----------
-    data : ndarray or memmap, shape (C, N)
+    data : array (C, N)
         Read block by block, so that a memory-mapped file is never held as a whole.
     name : str, optional
         What to call the data in the message.
@@ -215,21 +375,86 @@ def check_values(data, name="data"):
     InputError
         If a value is NaN or Inf (the first in time is named) or a channel is constant (all are named).
     """
-    low, high = data[:, 0].copy(), data[:, 0].copy()
-    step = max(_BLOCK // data.shape[0], 1)
-    for start in range(0, data.shape[1], step):
-        block = data[:, start : start + step]
-        if not np.isfinite(block).all():
-            sample, channel = np.argwhere(~np.isfinite(block.T))[0]
-            raise InputError(
-                f"{name} holds {block[channel, sample]} at channel {channel}, sample {start + sample}; "
-                "cut it out or replace it"
-            )
-        low = np.minimum(low, block.min(axis=1))
-        high = np.maximum(high, block.max(axis=1))
+    gaps = _scan(data, name, data.shape[1] + 1)
+    if len(gaps):
+        raise InputError(f"{name} holds nan at channel 0, sample {gaps[0, 0]}; cut it out or replace it")
+
+
+def _scan(data, name, shortest):
+    """Return the stretches that hold no signal, (m, 2): NaN on all channels, or all constant for `shortest` samples.
+
+    Raises as `check_values` says, but for NaN on all channels at once.
+    """
+    C, N = data.shape
+    low, high = np.full(C, np.inf), np.full(C, -np.inf)
+    step, last, runs = max(_BLOCK // C, 1), None, []
+    for start in range(0, N, step):
+        block = np.asarray(data[:, start : start + step])
+        lost = None
+        if block.dtype.kind == "f" and not np.isfinite(block).all():
+            lost = np.isnan(block).all(axis=0)
+            strange = np.argwhere(~np.isfinite(block.T) & ~lost[:, None])
+            if len(strange):
+                sample, channel = strange[0]
+                raise InputError(
+                    f"{name} holds {block[channel, sample]} at channel {channel}, sample {start + sample}; "
+                    "cut it out or replace it"
+                )
+            runs += [(start + a, start + b, 1) for a, b in _runs(lost)]
+        seen = block if lost is None else block[:, ~lost]
+        if seen.shape[1]:
+            low, high = np.minimum(low, seen.min(axis=1)), np.maximum(high, seen.max(axis=1))
+        before = block[:, :1] if last is None else last
+        still = _still(np.concatenate([before, block], axis=1), start == 0)
+        runs += [(start + a, start + b, shortest) for a, b in _runs(still)]
+        last = block[:, -1:]
+    _refuse_dead(low, high, N, name)
+    return _merge(runs, N)
+
+
+def _still(x, first):
+    """Return where no channel changes from the sample before, (n - 1,) of bool; few samples stand the first test."""
+    still = x[0, 1:] == x[0, :-1]
+    still[0] &= not first
+    where = np.flatnonzero(still)
+    still[where] = (x[:, where + 1] == x[:, where]).all(axis=0)
+    return still
+
+
+def _runs(mask):
+    """Return first sample and the one after the last of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return edges.reshape(-1, 2).tolist()
+
+
+def _merge(runs, n_samples):
+    """Return runs of one kind that meet as one, without the short ones, those that meet then joined, (m, 2)."""
+    kept = []
+    for shortest in sorted({kind for *_, kind in runs}):
+        own = []
+        for a, b, kind in runs:
+            if kind == shortest:
+                if own and own[-1][1] == a:
+                    own[-1][1] = b
+                else:
+                    own.append([a, b])
+        # A constant stretch begins with the sample before the first that equals it.
+        kept += [[max(0, a - (shortest > 1)), b] for a, b in own if b - a >= shortest]
+    joint = []
+    for a, b in sorted(kept):
+        if joint and a <= joint[-1][1]:
+            joint[-1][1] = max(b, joint[-1][1])
+        else:
+            joint.append([a, min(b, n_samples)])
+    return np.array(joint, int).reshape(-1, 2)
+
+
+def _refuse_dead(low, high, n_samples, name):
+    if not np.isfinite(low).all():
+        raise InputError(f"{name} holds nothing but NaN")
     dead = np.flatnonzero(low == high)
-    if len(dead) and data.shape[1] > 1:
-        if len(dead) == data.shape[0]:
+    if len(dead) and n_samples > 1:
+        if len(dead) == len(low):
             raise InputError(f"{name}: every channel is constant; there is nothing to learn from it")
         listed = ", ".join(map(str, dead))
         flags = " ".join(f"--skip-channel {channel}" for channel in dead)
