@@ -12,7 +12,7 @@ def main(args=None):
     Returns
     -------
     int
-        0 done; 2 bad input or usage; 130 interrupted; 141 the reader of the output went away.
+        0 done; 2 bad input or usage; 130 interrupted; 141 the reader of the output went away; 143 terminated.
     """
     from .app import run
 

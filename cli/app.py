@@ -11,12 +11,12 @@ import emdl
 from emdl.errors import EmdlError
 
 from . import options as opt
-from . import screen
+from . import screen, signals
 
 # Typer brings its own copy of Click in newer versions, so its base exception is found from below.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 
-EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 closed pipe.[/dim]"
+EXIT_CODES = "[dim]Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 141 closed pipe, 143 terminated.[/dim]"
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -35,14 +35,18 @@ class Task(StrEnum):
 def run(args=None):
     """Run the command line; see `emdl.cli.main`."""
     try:
-        code = typer.main.get_command(app).main(args=args, prog_name="emdl", standalone_mode=False)
-        sys.stdout.flush()
+        with signals.raising():
+            code = typer.main.get_command(app).main(args=args, prog_name="emdl", standalone_mode=False)
+            sys.stdout.flush()
         if code == 130:
             screen.say("interrupted; nothing more was written")
         return code or 0
     except (KeyboardInterrupt, typer.Abort):
         screen.say("interrupted; nothing more was written")
         return 130
+    except signals.Stopped as stopped:
+        screen.say(f"{'interrupted' if stopped.exit_code == 130 else 'terminated'}; nothing more was written")
+        return stopped.exit_code
     except BrokenPipeError:
         screen.give_up_output()
         return screen.CLOSED_PIPE
@@ -104,6 +108,11 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same model.")] = 0,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
+    checkpoint_every: Annotated[
+        float,
+        typer.Option("--checkpoint-every", metavar="S", min=0, help="Save the state of a run every S seconds."),
+    ] = 60.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the saved state of an interrupted run.")] = False,
     fs: opt.Fs = None,
     key: opt.Key = None,
     dtype: opt.Dtype = None,
@@ -136,7 +145,8 @@ def train(
         "rng": seed,
         "device": device.value,
     }
-    train_spikes(source, output, learn, plot=plot, force=force, quiet=quiet, as_json=json)
+    kept = {"checkpoint_every": checkpoint_every, "resume": resume}
+    train_spikes(source, output, learn, plot=plot, **kept, force=force, quiet=quiet, as_json=json)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,6 +1,5 @@
 """Output files: checked before the work begins, written whole or not at all."""
 
-import contextlib
 import os
 
 from emdl.errors import FileFormatError, InputError
@@ -51,23 +50,44 @@ def _check_folder(folder):
         raise FileFormatError(f"cannot write to {folder}: {error.strerror}; choose another -o") from error
 
 
-@contextlib.contextmanager
+def check_checkpoint(path, *, resume, force):
+    """Raise if a checkpoint would be overwritten; an old one is removed if that was asked for.
+
+    Parameters
+    ----------
+    path : Path
+        The checkpoint.
+    resume : bool
+        It is to be gone on from.
+    force : bool
+        It may be replaced.
+
+    Raises
+    ------
+    InputError
+        If it exists and neither is set.
+    """
+    if path.exists() and not resume:
+        if not force:
+            raise InputError(
+                f"{path} is left of a run that was interrupted; go on from it with --resume, or start anew with --force"
+            )
+        path.unlink()
+
+
 def replacing(path):
-    """Give the name of a temporary file beside `path`, which takes its place once it is written.
+    """Give the name of a temporary file beside `path`, which takes its place once it is whole and on the disk.
 
     Parameters
     ----------
     path : Path
         The output; it keeps its old content until the new one is complete.
 
-    Yields
-    ------
-    Path
-        With the same ending, as writers choose the format by it.
+    Returns
+    -------
+    context manager
+        Of a Path with the same ending, as writers choose the format by it.
     """
-    part = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    from emdl import storage
+
+    return storage.replacing(path)
