@@ -2,6 +2,16 @@
 
 from emdl.metrics.atoms import AtomMatch, align_atoms, atom_error
 from emdl.metrics.signals import psnr, snr_db
-from emdl.metrics.spikes import SpikeScores, match_spikes, score_spikes
+from emdl.metrics.spikes import SpikeScores, compare_sortings, match_spikes, score_spikes
 
-__all__ = ["AtomMatch", "SpikeScores", "align_atoms", "atom_error", "match_spikes", "psnr", "score_spikes", "snr_db"]
+__all__ = [
+    "AtomMatch",
+    "SpikeScores",
+    "align_atoms",
+    "atom_error",
+    "compare_sortings",
+    "match_spikes",
+    "psnr",
+    "score_spikes",
+    "snr_db",
+]

@@ -9,6 +9,11 @@ from emdl.backend import as_real, check_number
 from emdl.errors import InputError
 
 _MOST_CANDIDATES = 20_000_000
+_PARTNER, _WELL, _SHARED = (
+    0.5,
+    0.8,
+    0.2,
+)  # agreements that SpikeInterface asks of partners, good ones, and shared spikes
 
 
 def match_spikes(found_samples, true_samples, *, tolerance):
@@ -127,6 +132,41 @@ class SpikeScores:
         return np.delete(self.found_units, self.matched[self.matched >= 0])
 
     @property
+    def well_detected_units(self):
+        """Labels of the true units whose partner agrees to at least 0.8."""
+        return self.true_units[self.accuracy >= _WELL]
+
+    @property
+    def redundant_units(self):
+        """Labels of the found units that are nobody's partner, agree to 0.2 with a true unit, and not as its best."""
+        extra = self._extra
+        if len(extra) == 0 or len(self.true_units) == 0:
+            return self.found_units[:0]
+        true = self.agreement[:, extra].argmax(axis=0)
+        second = self.agreement[true].argmax(axis=1) != extra
+        return self.found_units[extra[second & (self._likeness[extra] >= _SHARED)]]
+
+    @property
+    def false_positive_units(self):
+        """Labels of the found units that are nobody's partner and agree with no true unit to 0.2."""
+        extra = self._extra
+        return self.found_units[extra[self._likeness[extra] < _SHARED]]
+
+    @property
+    def overmerged_units(self):
+        """Labels of the found units that agree to more than 0.2 with several true units."""
+        return self.found_units[(self.agreement > _SHARED).sum(axis=0) > 1]
+
+    @property
+    def _extra(self):
+        return np.delete(np.arange(len(self.found_units)), self.matched[self.matched >= 0])
+
+    @property
+    def _likeness(self):
+        """Largest agreement of each found unit with a true one, (K_found,)."""
+        return self.agreement.max(axis=0, initial=0)
+
+    @property
     def _n_partner(self):
         return np.where(self.matched >= 0, np.append(self.n_found, 0)[self.matched], 0)
 
@@ -186,6 +226,43 @@ def score_spikes(found_samples, found_units, true_samples, true_units, *, tolera
     matched = np.full(len(true_labels), -1)
     matched[rows] = np.where(agreement[rows, columns] > 0, columns, -1)
     return SpikeScores(true_labels, found_labels, n_true, n_found, counts, matched)
+
+
+def compare_sortings(found, true, *, fs, delta_ms=0.4):
+    """Return the scores of a sorting against the truth by the rules of SpikeInterface's ground-truth comparison.
+
+    Spikes match within `delta_ms`, rounded down to samples; units are partners by the Hungarian method if they agree to
+    at least 0.5; the properties `well_detected_units` (0.8), `redundant_units` and `overmerged_units` (0.2) and
+    `false_positive_units` have that module's thresholds. Its counts and these are equal as long as no unit has two
+    spikes within `delta_ms` (where it may count a spike twice, and this does not).
+
+    Parameters
+    ----------
+    found, true : (samples, units)
+        Arrays (n,) each: times of the spikes, samples, and their units; or an object with attributes ``sample`` and
+        ``unit`` (`emdl.spikes.Spikes`).
+    fs : float
+        Sampling rate, Hz.
+    delta_ms : float
+        Largest distance of two spikes that match, ms.
+
+    Returns
+    -------
+    SpikeScores
+
+    Raises
+    ------
+    InputError
+        As `score_spikes`.
+
+    References
+    ----------
+    .. [1] A. P. Buccino et al., SpikeInterface, a unified framework for spike sorting, eLife 9 (2020),
+       doi:10.7554/eLife.61834.
+    """
+    tolerance = int(check_number(delta_ms, "delta_ms", 0) / 1000 * check_number(fs, "fs", 0, strict=True))
+    pairs = [(s.sample, s.unit) if hasattr(s, "sample") else s for s in (found, true)]
+    return score_spikes(*pairs[0], *pairs[1], tolerance=tolerance, min_agreement=_PARTNER)
 
 
 def _samples(samples, name):
