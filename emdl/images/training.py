@@ -1,0 +1,460 @@
+r"""Learning a denoising network from photographs: gradients through all layers, Adam, checkpoints.
+
+Noise is added to a crop x of a photograph, sigma drawn anew for each crop, and the network is asked for x. The loss is
+
+.. math:: \sum_{\mathrm{crops}} \|\hat x - x\|^2 / \sigma^{1.1}
+
+over the inner pixels of the crops; the power is that by which the error of a good denoiser grows with sigma, so that an
+improvement by a tenth of a decibel counts the same at every level.
+"""
+
+import contextlib
+import math
+import pathlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from emdl.backend import check_count, check_number, parallel_map
+from emdl.errors import FileFormatError, InputError
+from emdl.images.network import ATOM, BLOCK, Network, frame, read_network, workspace, write_network
+from emdl.images.photographs import Crops
+from emdl.ops import lipschitz
+from emdl.storage import new_file, old_file, read_array
+
+MARGIN = 7  # pixels at the rim of a crop that do not count: few atoms cover them
+_POWER = 1.1  # by which the squared error of a good denoiser grows with the noise level
+_WARM = 0.02  # share of the training in which the rate rises
+_BETAS = (0.9, 0.99)
+_CLIP = 4.0  # a gradient longer than this many times the usual is cut
+_FIRST = 1.5  # thresholds at the start, in standard deviations of the noise in a code
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken.
+    seconds : float
+        Time of the training so far, interruptions left out.
+    done : float
+        Share of the training.
+    loss : float
+        Mean loss since the last report.
+    share : float
+        Share of the last codes that are not zero, likewise.
+    psnr : dict
+        {sigma: mean PSNR in dB of the validation images, peak 255}; empty without such images.
+    network : Network
+        As it stands.
+    """
+
+    step: int
+    seconds: float
+    done: float
+    loss: float
+    share: float
+    psnr: dict
+    network: Network
+
+
+def start_network(n_atoms, n_layers, n_channels=1, *, stride=2, rng=None):
+    """Return the network that a training starts from: all layers alike, one step of (2) each.
+
+    The atoms are orthonormal bases of the 8 x 8 patches of each channel, made of cosines and of waves, so that a layer
+    with thresholds of zero gives an image back unchanged.
+
+    Parameters
+    ----------
+    n_atoms, n_layers, n_channels, stride : int
+        Size of the network.
+    rng : numpy.random.Generator, optional
+        Source of the small differences between atoms that would else stay alike.
+
+    Returns
+    -------
+    Network
+    """
+    rng = np.random.default_rng(rng)
+    bases = [_cosines(), _waves()]
+    count = -(-n_atoms // (n_channels * ATOM**2))
+    D = np.zeros((count, n_channels, ATOM**2, n_channels, ATOM**2))
+    for i in range(count):
+        turned = bases[i] if i < len(bases) else np.linalg.qr(rng.standard_normal((ATOM**2,) * 2))[0]
+        for c in range(n_channels):
+            D[i, c, :, c] = turned
+    D = D.transpose(0, 2, 1, 3, 4).reshape(-1, n_channels, ATOM, ATOM)[:n_atoms]
+    D = D + 0.01 * rng.standard_normal(D.shape)
+    D /= math.sqrt(lipschitz(D, stride=stride))
+    noise = np.sqrt((D**2).sum(axis=(1, 2, 3)))
+    tau = _FIRST * noise
+    flat = np.abs(D.mean(axis=(2, 3))).max(axis=1) * ATOM > 0.9 * noise
+    tau[flat] *= 0.1  # brightness is no detail that could be sparse
+    layers = np.broadcast_to(D, (n_layers, *D.shape))
+    return Network(layers, layers, np.broadcast_to(tau, (n_layers, n_atoms)), stride)
+
+
+def _cosines():
+    """Return the atoms of the two-dimensional cosine transform, a row each, low frequencies first."""
+    n = np.arange(ATOM)
+    basis = np.cos(np.pi * (n + 0.5) * n[:, None] / ATOM) * np.where(n[:, None] == 0, 0.5**0.5, 1) * (2 / ATOM) ** 0.5
+    order = np.argsort((n[:, None] + n).ravel(), kind="stable")
+    return np.kron(basis, basis)[order]
+
+
+def _waves():
+    """Return the atoms of the two-dimensional Fourier transform in real form, a row each, low frequencies first."""
+    n = np.arange(ATOM)
+    signed = np.where(n > ATOM // 2, n - ATOM, n)
+    rows = []
+    for u in signed:
+        for v in signed:
+            if (-u % ATOM, -v % ATOM) < (u % ATOM, v % ATOM):
+                continue
+            phase = 2 * np.pi * (u * n[:, None] + v * n) / ATOM
+            own = (u % ATOM, v % ATOM) == (-u % ATOM, -v % ATOM)
+            for wave in (np.cos(phase),) if own else (np.cos(phase), np.sin(phase)):
+                rows.append((abs(u) + abs(v), (wave / np.linalg.norm(wave)).ravel()))
+    return np.array([wave for _, wave in sorted(rows, key=lambda row: row[0])])
+
+
+class Parameters:
+    """All numbers of a network in one vector, with views of its parts.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (T, K, C) of the network.
+    vector : ndarray, optional
+        Numbers; zero by default.
+    """
+
+    def __init__(self, shape, vector=None):
+        T, K, C = shape
+        size = T * K * C * ATOM**2
+        self.vector = np.zeros(2 * size + T * K, np.float32) if vector is None else vector
+        self.analysis = self.vector[:size].reshape(T, K * C * ATOM**2)
+        self.synthesis = self.vector[size : 2 * size].reshape(T, K * C * ATOM**2)
+        self.tau = self.vector[2 * size :].reshape(T, K)
+        self.shape = shape
+
+    @classmethod
+    def of(cls, network):
+        """Return the parameters of a network, copied."""
+        out = cls(network.analysis.shape[:3])
+        out.analysis[:] = network.analysis.reshape(out.analysis.shape)
+        out.synthesis[:] = network.synthesis.reshape(out.synthesis.shape)
+        out.tau[:] = network.tau
+        return out
+
+    def network(self, stride, attributes=None):
+        """Return the network with these parameters, copied."""
+        shape = (*self.shape, ATOM, ATOM)
+        parts = (self.analysis.reshape(shape).copy(), self.synthesis.reshape(shape).copy(), self.tau.copy())
+        return Network(*parts, stride, attributes or {})
+
+    def by_tap(self):
+        """Return the analysis atoms in the order that dense correlations want, (T, C * 64 * K)."""
+        T, K, _ = self.shape
+        turned = self.analysis.reshape(T, K, -1).transpose(0, 2, 1)
+        return np.ascontiguousarray(turned).reshape(T, -1)
+
+
+def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=None, margin=MARGIN):
+    """Return the loss of one crop and add its gradient to `gradient`.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Of the network.
+    stride : int
+        Of the network.
+    noisy, clean : ndarray (C, H, W) of float32
+        In units of the noise; H and W fit the grid of the codes.
+    weight : float
+        Of the crop.
+    gradient : Parameters
+        Added to.
+    by_tap : ndarray, optional
+        `Parameters.by_tap`, where it is known.
+    margin : int
+        Pixels at the rim that do not count.
+
+    Returns
+    -------
+    loss : float
+        ``weight * sum((output - clean) ** 2)`` over the inner pixels.
+    filled : int
+        Number of non-zeros of the last codes.
+    """
+    from emdl._kernels.convolution import backward, forward
+
+    T, K, _ = parameters.shape
+    shape = frame(noisy.shape, stride, K)
+    work = workspace(shape, T + 1, T)
+    by_tap = parameters.by_tap() if by_tap is None else by_tap
+    out = np.empty(noisy.size, np.float32)
+    args = (shape, *work.codes, work.residual)
+    y = np.ascontiguousarray(noisy).ravel()
+    filled = forward(y, by_tap, parameters.synthesis, parameters.tau, *args, out, work.scratch)
+    error = np.zeros_like(noisy)
+    inner = (slice(None), *(slice(margin, n - margin) for n in noisy.shape[1:]))
+    error[inner] = (out.reshape(noisy.shape) - clean)[inner]
+    loss = weight * float(np.vdot(error, error))
+    error *= np.float32(2 * weight)
+    backward(
+        error.ravel(),
+        parameters.analysis,
+        parameters.synthesis,
+        *args,
+        gradient.analysis,
+        gradient.synthesis,
+        gradient.tau,
+        np.empty(noisy.size, np.float32),
+        np.empty((2, work.codes[2].shape[1]), np.float32),
+    )
+    return loss, filled
+
+
+class Adam:
+    """Adam, with gradients that are far longer than usual cut.
+
+    Parameters
+    ----------
+    size : int
+        Length of the vector.
+    """
+
+    def __init__(self, size):
+        self.mean = np.zeros(size, np.float32)
+        self.square = np.zeros(size, np.float32)
+        self.step = 0
+        self.usual = 0.0  # length of a gradient
+
+    def update(self, vector, gradient, rate):
+        """Move `vector` by one step of length `rate`."""
+        length = float(np.linalg.norm(gradient))
+        if not math.isfinite(length):
+            return
+        if self.step and length > _CLIP * self.usual:
+            gradient = gradient * np.float32(_CLIP * self.usual / length)
+            length = _CLIP * self.usual
+        self.step += 1
+        self.usual = length if self.step == 1 else 0.99 * self.usual + 0.01 * length
+        first, second = _BETAS
+        self.mean *= np.float32(first)
+        self.mean += np.float32(1 - first) * gradient
+        self.square *= np.float32(second)
+        self.square += np.float32(1 - second) * gradient * gradient
+        scale = rate * math.sqrt(1 - second**self.step) / (1 - first**self.step)
+        vector -= np.float32(scale) * self.mean / (np.sqrt(self.square) + np.float32(1e-8))
+
+
+def train(
+    photographs,
+    *,
+    n_atoms=128,
+    n_layers=12,
+    stride=2,
+    sigma=(5, 75),
+    seconds=None,
+    steps=None,
+    batch=8,
+    crop=78,
+    rate=1e-3,
+    network=None,
+    validation=None,
+    checkpoint=None,
+    resume=True,
+    callback=None,
+    every=300.0,
+    rng=0,
+):
+    """Return a network that was trained to remove noise from photographs.
+
+    Parameters
+    ----------
+    photographs : list of array (C, H, W)
+        Images almost without noise, values from 0 to 255; see `emdl.images.photographs`.
+    n_atoms, n_layers, stride : int
+        Size of the network: atoms per layer (a multiple of 32), layers, distance of the codes.
+    sigma : (float, float)
+        Smallest and largest noise level.
+    seconds, steps : float, int
+        Length of the training, one of them. The learning rate falls to zero towards the end, by half a cosine. With
+        `steps` the same seed gives the same bits, interrupted or not.
+    batch : int
+        Crops per step.
+    crop : int
+        Pixels along each axis of a crop; ``(crop - 8) / stride + 1`` must be a whole number, at least 12, and is best a
+        multiple of 12.
+    rate : float
+        Learning rate at its highest. Too large makes the loss jump, too small wastes time.
+    network : Network, optional
+        What to start from instead of `start_network`.
+    validation : list of array (C, H, W), optional
+        Images that are not trained on; see `Progress.psnr`.
+    checkpoint : path, optional
+        Where the state is written at each report.
+    resume : bool
+        Continue from the checkpoint where there is one.
+    callback : callable, optional
+        Called with a `Progress` at each report and at the end.
+    every : float
+        Seconds between reports.
+    rng : int
+        Seed.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    InputError
+        If a size does not fit.
+    FileFormatError
+        If the checkpoint is damaged or belongs to a network of another size.
+    """
+    low, high = check_number(sigma[0], "sigma", 0, strict=True), check_number(sigma[1], "sigma", sigma[0])
+    if (seconds is None) == (steps is None):
+        raise InputError("give the length of the training as either seconds or steps")
+    check_count(n_atoms, "n_atoms", BLOCK), check_count(n_layers, "n_layers"), check_count(batch, "batch")
+    if (crop - ATOM) % stride or (crop - ATOM) // stride < 11 or crop <= 2 * MARGIN:
+        raise InputError(
+            f"a crop of {crop} does not fit stride {stride}; 8 + {stride} n with n >= 11 does, 78 by default"
+        )
+    crops = Crops(photographs, crop)
+    n_channels = crops.images[0].shape[0]
+    seed = check_count(rng, "rng", 0)
+    if network is None:
+        network = start_network(n_atoms, n_layers, n_channels, stride=stride, rng=seed)
+    state = _State(Parameters.of(network), network.stride, 0.0)
+    if checkpoint is not None and resume and pathlib.Path(checkpoint).is_file():
+        state.read(checkpoint)
+    begun, reported, last = time.monotonic() - state.seconds, time.monotonic(), state.adam.step
+    losses, shares = [], []
+    done = _done(state, seconds, steps)
+    while done < 1:
+        loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step))
+        state.apply(gradient, rate * _schedule(done))
+        losses.append(loss)
+        shares.append(share)
+        state.seconds = time.monotonic() - begun
+        done = _done(state, seconds, steps)
+        if time.monotonic() - reported > every or done >= 1:
+            now = state.parameters.network(network.stride)
+            psnr = validate(now, validation) if validation else {}
+            if checkpoint is not None:
+                state.write(checkpoint)
+            if callback is not None and state.adam.step > last:
+                means = float(np.mean(losses)), float(np.mean(shares))
+                callback(Progress(state.adam.step, state.seconds, min(done, 1.0), *means, psnr, now))
+            reported, last, losses, shares = time.monotonic(), state.adam.step, [], []
+    return state.parameters.network(network.stride, {"steps": state.adam.step, "seconds": state.seconds})
+
+
+def _done(state, seconds, steps):
+    return state.seconds / seconds if steps is None else state.adam.step / steps
+
+
+def _schedule(done):
+    """Return the learning rate as a share of its highest."""
+    return min(done / _WARM + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _batch(state, crops, sigma, batch, seed):
+    """Return loss, share of non-zeros and gradient of one batch, in pieces that do not depend on the threads."""
+    parameters, by_tap = state.parameters, state.parameters.by_tap()
+    pieces = min(4, batch)
+
+    def piece(i):
+        rng = np.random.default_rng((*seed, i))
+        gradient, loss, filled = Parameters(parameters.shape), 0.0, 0
+        for _ in range(i, batch, pieces):
+            clean = crops.draw(rng)
+            level = rng.uniform(*sigma)
+            clean = (clean - clean.mean(axis=(1, 2), keepdims=True)) / np.float32(level)
+            noisy = clean + rng.standard_normal(clean.shape, np.float32)
+            weight = level ** (2 - _POWER) / (batch * (crops.size - 2 * MARGIN) ** 2)
+            one, nonzeros = loss_gradient(parameters, state.stride, noisy, clean, weight, gradient, by_tap=by_tap)
+            loss, filled = loss + one, filled + nonzeros
+        return loss, filled, gradient.vector
+
+    done = parallel_map(piece, range(pieces))
+    gradient = done[0][2]
+    for _, _, more in done[1:]:
+        gradient += more
+    places = ((crops.size - ATOM) // state.stride + 1) ** 2
+    share = sum(filled for _, filled, _ in done) / (batch * places * parameters.shape[1])
+    return sum(loss for loss, _, _ in done), share, gradient
+
+
+class _State:
+    """What a checkpoint holds."""
+
+    def __init__(self, parameters, stride, seconds):
+        self.parameters, self.stride, self.seconds = parameters, stride, seconds
+        self.adam = Adam(parameters.vector.size)
+
+    def apply(self, gradient, rate):
+        self.adam.update(self.parameters.vector, gradient, rate)
+        np.maximum(self.parameters.tau, 0, out=self.parameters.tau)
+
+    def write(self, path):
+        with new_file(path) as file:
+            write_network(file, self.parameters.network(self.stride))
+            held = file.create_group("training")
+            held.create_dataset("mean", data=self.adam.mean)
+            held.create_dataset("square", data=self.adam.square)
+            held.attrs["step"], held.attrs["usual"] = self.adam.step, self.adam.usual
+            held.attrs["seconds"] = self.seconds
+
+    def read(self, path):
+        with old_file(path) as file:
+            parameters = Parameters.of(read_network(file))
+            if parameters.shape != self.parameters.shape:
+                raise FileFormatError(
+                    f"the checkpoint has (layers, atoms, channels) = {parameters.shape}, wanted "
+                    f"{self.parameters.shape}; give another file or the same sizes"
+                )
+            held = file["training"]
+            self.parameters = parameters
+            self.adam.mean[:], self.adam.square[:] = read_array(held, "mean"), read_array(held, "square")
+            self.adam.step, self.adam.usual = int(held.attrs["step"]), float(held.attrs["usual"])
+            self.seconds = float(held.attrs["seconds"])
+
+
+def validate(network, images, *, levels=(15, 25, 50), n_views=1):
+    """Return {sigma: mean PSNR in dB, peak 255} of images with noise that is the same in each call.
+
+    Parameters
+    ----------
+    network : Network
+        What to judge.
+    images : list of array (C, H, W)
+        Values from 0 to 255.
+    levels : sequence of float
+        Noise levels, told to the network.
+    n_views : int
+        As in `Network.denoise`.
+
+    Returns
+    -------
+    dict
+    """
+    out = {}
+    for level in levels:
+        ratios = []
+        for i, image in enumerate(images):
+            clean = np.asarray(image, np.float32)
+            noise = np.random.default_rng((i, int(level))).standard_normal(clean.shape, np.float32)
+            found = network.denoise((clean + np.float32(level) * noise)[None], level, n_views=n_views)[0]
+            with contextlib.suppress(ZeroDivisionError):
+                ratios.append(10 * math.log10(255**2 / float(np.mean((found - clean) ** 2, dtype=np.float64))))
+        out[level] = float(np.mean(ratios))
+    return out
