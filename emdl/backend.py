@@ -6,6 +6,7 @@ into the full form, the only one that the rest of the package knows.
 
 import contextlib
 import functools
+import math
 import numbers
 import os
 import sys
@@ -85,6 +86,23 @@ def as_real(x, name):
         first = tuple(int(i[0]) for i in xp.nonzero(~good))
         raise InputError(f"{name} has a value that is not finite, the first at index {first}; remove or interpolate it")
     return x
+
+
+def power_of_two(x):
+    """Return the power of two next to the largest absolute value of an array: to divide by it changes no mantissa.
+
+    Parameters
+    ----------
+    x : array
+        Finite numbers.
+
+    Returns
+    -------
+    float
+        1 if all are zero.
+    """
+    largest = max(float(x.max()), -float(x.min()))
+    return 2.0 ** round(math.log2(largest)) if largest > 0 else 1.0
 
 
 def as_dictionary(D, dtype=None):

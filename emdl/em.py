@@ -17,6 +17,7 @@ from emdl.backend import (
     check_count,
     check_number,
     code_positions,
+    power_of_two,
     with_one_blas_thread,
 )
 from emdl.device import to_host
@@ -43,6 +44,8 @@ _STATE = {
     "sigma": float, "held_sigma": float, "round": int, "objective": float, "n_nonzero": int, "notes": list | tuple,
 }  # fmt: skip
 _STEPS = ("n_steps", "direction", "square")
+_DECADES = 140  # to either side of 1 that signals may reach: squares of noise levels must not leave float64
+_OFFSET = 1e3  # times its standard deviation, beyond which the mean of a channel drowns what is in it
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -112,8 +115,13 @@ class EMResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What stays the same over all iterations."""
+    """What stays the same over all iterations.
 
+    Signals are divided by `unit`, a power of two that brings them near 1: squares of float32 would otherwise leave the
+    range of the numbers where the data do not. What comes out is in the unit of the data again.
+    """
+
+    unit: float
     y: np.ndarray
     wanted: np.ndarray
     D_shape: tuple
@@ -351,10 +359,10 @@ def _iterate(plan, run, optimizer, rng, began):
     loss = _validate(plan, state)
     if loss < run.least:
         run.least, run.best, run.best_iteration = loss, state, run.iteration
-    progress = _report(before, state, run.iteration, plan.max_iter, time.perf_counter() - began, loss)
+    progress = _report(plan, before, state, run.iteration, time.perf_counter() - began, loss)
     run.state, run.change = state, progress.change
     for name in _HISTORY:
-        run.history[name].append(_mean_rate(state.lmbd) if name == "lmbd" else getattr(progress, name))
+        run.history[name].append(_mean_rate(progress.lmbd) if name == "lmbd" else getattr(progress, name))
     _LOG.info("iteration %d: objective %.6g, change %.2g", run.iteration, state.objective, progress.change)
     _go_on(plan, run, progress.change < plan.tol and _moved(before.lmbd, state.lmbd) < plan.tol)
     return progress
@@ -380,8 +388,9 @@ def _result(plan, run):
         del history["validation"]
     else:
         state = run.best
-        ended += f"; kept the model of iteration {run.best_iteration}, whose validation error is {run.least:.4g}"
-    model = Model(state.D, state.lmbd, state.sigma, plan.positive, plan.stride)
+        least = run.least * plan.unit**2
+        ended += f"; kept the model of iteration {run.best_iteration}, whose validation error is {least:.4g}"
+    model = Model(state.D, state.lmbd / plan.unit, state.sigma * plan.unit, plan.positive, plan.stride)
     notes = [*dict.fromkeys(state.notes), *_weakness(plan, state)]
     return EMResult(model, history, run.iteration, run.converged, "; ".join([ended, *notes]))
 
@@ -438,7 +447,7 @@ def _restored_state(held, plan, name):
 
 def _make_plan(
     y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, n_backward, batch_size, rule, tol_codes, validation,
-    **kept,
+    prior, **kept,
 ):  # fmt: skip
     """Check what `em_fit` was given, all but the start."""
     shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
@@ -449,13 +458,14 @@ def _make_plan(
     if rule not in rates.RULES:
         raise InputError(f"lmbd_rule is {rule!r}, wanted one of {', '.join(rates.RULES)}")
     y = as_signals(y, len(shape))
-    if bool((y == y[(0,) * y.ndim]).all()):
-        raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
+    unit = _check_range(y)
     stride = as_stride(stride, len(shape))
     n_layers = check_count(n_layers, "n_layers")
+    scaled = _divided(y, unit)
     return _Plan(
-        y=y,
-        wanted=_target_of(y, target, "y"),
+        unit=unit,
+        y=scaled,
+        wanted=scaled if target is None else _divided(_target_of(y, target, "y"), unit),
         D_shape=(check_count(n_atoms, "n_atoms"), y.shape[1], *shape),
         n_positions=len(y) * math.prod(code_positions(y.shape[2:], shape, stride)),
         stride=stride,
@@ -465,9 +475,35 @@ def _make_plan(
         batches=_count_batches(len(y), batch_size, m_step),
         rule=rule,
         tol_codes=check_number(tol_codes, "tol_codes", 0, 1, strict=True),
-        validation=None if validation is None else _validation_pair(validation, y, shape, stride),
+        validation=None if validation is None else _validation_pair(validation, y, shape, stride, unit),
+        prior=None if prior is None else replace(prior, delta=prior.delta / unit),
         **kept,
     )
+
+
+def _check_range(y):
+    """Return the unit of signals, after making sure that they hold something to learn."""
+    if bool((y == y[(0,) * y.ndim]).all()):
+        raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
+    unit = power_of_two(y)
+    if abs(math.log10(unit)) > _DECADES:
+        raise InputError(
+            f"the largest value of y is about {unit:.0e}, whose square leaves the range of the numbers; "
+            f"wanted 1e-{_DECADES} to 1e{_DECADES}, change the unit"
+        )
+    for channel in range(y.shape[1]):
+        own = _divided(y[:, channel], unit).astype(np.float64)
+        mean, spread = float(own.mean()), float(own.std())
+        if abs(mean) > _OFFSET * spread:
+            raise InputError(
+                f"channel {channel} of y has mean {unit * mean:.6g} and standard deviation {unit * spread:.3g}: "
+                "the model has no offset, and its codes would make one; subtract the mean first"
+            )
+    return unit
+
+
+def _divided(x, unit):
+    return x if unit == 1 else x / x.dtype.type(unit)
 
 
 def _target_of(y, target, name):
@@ -481,7 +517,7 @@ def _target_of(y, target, name):
     return target
 
 
-def _validation_pair(validation, y, atom_shape, stride):
+def _validation_pair(validation, y, atom_shape, stride, unit):
     """Return signals to validate with, and what their codes are to make."""
     signals, target = validation if isinstance(validation, tuple) else (validation, None)
     array_module(y, signals)
@@ -489,7 +525,7 @@ def _validation_pair(validation, y, atom_shape, stride):
     if signals.shape[1] != y.shape[1]:
         raise InputError(f"validation has {signals.shape[1]} channels, wanted those of y, {y.shape[1]}")
     code_positions(signals.shape[2:], atom_shape, stride)
-    return signals, _target_of(signals, target, "validation")
+    return _divided(signals, unit), _divided(_target_of(signals, target, "validation"), unit)
 
 
 def _count_backward(n_backward, n_layers, m_step):
@@ -513,7 +549,12 @@ def _count_batches(n, batch_size, m_step):
 def _first_state(plan, D0, lmbd0, sigma, rng):
     """Return the dictionary, rates and noise level that EM starts from."""
     xp, K = array_module(plan.y, D0), plan.D_shape[0]
-    sigma = rates.estimate_sigma(plan.y) if sigma is None else check_number(sigma, "sigma", 0, strict=True)
+    if sigma is None:
+        sigma = rates.estimate_sigma(plan.y)
+    else:
+        sigma = check_number(
+            check_number(sigma, "sigma", 0, strict=True) / plan.unit, "sigma / max |y|", 0, strict=True
+        )
     if D0 is None:
         D = starts.blind(plan.y, K, plan.D_shape[2:], positive=plan.positive, stride=plan.stride, sigma=sigma, rng=rng)
     else:
@@ -522,7 +563,7 @@ def _first_state(plan, D0, lmbd0, sigma, rng):
             raise InputError(f"D0 has shape {D.shape}, wanted {plan.D_shape}: (n_atoms, channels of y, *atom_shape)")
     if lmbd0 is None:
         return _State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma, sigma)
-    lmbd = as_rates(lmbd0, D)
+    lmbd = as_rates(lmbd0, D) * plan.unit
     if not bool((lmbd > 0).all()):
         raise InputError(f"lmbd0 is {lmbd0!r}, wanted rates > 0")
     return _State(D, lmbd, sigma, sigma)
@@ -550,12 +591,12 @@ def _restart(plan, state):
     return replace(state, lmbd=lmbd, held_sigma=state.sigma, round=state.round + 1, search=None)
 
 
-def _report(before, state, iteration, max_iter, seconds, validation):
-    """Return what the callback and the history get to know."""
+def _report(plan, before, state, iteration, seconds, validation):
+    """Return what the callback and the history get to know, in the unit of the data."""
     change = _change(before.D, state.D)
     return Progress(
-        iteration, max_iter, state.objective, state.n_nonzero, state.lmbd, state.sigma, change, seconds, state.D,
-        validation,
+        iteration, plan.max_iter, state.objective, state.n_nonzero, state.lmbd / plan.unit,
+        state.sigma * plan.unit, change, seconds, state.D, validation * plan.unit**2,
     )  # fmt: skip
 
 

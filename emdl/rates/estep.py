@@ -230,7 +230,5 @@ def _collapse(sums, prior):
     if not dead:
         return ""
     which = "all codes are zero" if len(dead) == len(sums.l1) else f"atom(s) {', '.join(map(str, dead))} have no codes"
-    cap = (sums.n_positions + prior.r - 1) / prior.delta if prior.delta > 0 else math.inf
-    return (
-        f"lmbd collapsed: {which} and (5) drives the rate to {cap:.3g}; use rule 'gcv', or a prior with a smaller mean"
-    )
+    cap = "its cap (N + r - 1) / delta" if prior.delta > 0 else "infinity"
+    return f"lmbd collapsed: {which} and (5) drives the rate to {cap}; use rule 'gcv', or a prior with a smaller mean"

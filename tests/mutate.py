@@ -1,0 +1,210 @@
+"""Mutation testing: change one thing in the code, and see whether a test fails.
+
+    python tests/mutate.py ops prox encoder gradients em --sample 60 --seed 0 --out mutants.jsonl
+
+Works on a copy in a temporary folder. A mutant is killed if a test of its module fails, crashes or runs for more than
+`LIMIT` seconds of processor time. What survives is printed as a difference of two lines; the judgement of those that
+were left stands in docs/reliability.md. Numba kernels are out of scope: they are compiled once for all mutants.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import importlib
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LIMIT = 60  # seconds of processor time
+TESTS = {
+    "ops": ["test_ops.py", "test_reliability_algebra.py", "test_reliability.py"],
+    "prox": ["test_prox.py", "test_unrolled.py", "test_gradients.py", "test_cupy.py"],
+    "encoder": ["test_encoder.py", "test_encoder_properties.py", "test_reliability_algebra.py", "test_reliability.py"],
+    "gradients": ["test_gradients.py", "test_cupy.py", "test_reliability.py"],
+    "em": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
+}
+SKIPPED = "not slow and not gpu"
+_COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+            ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}  # fmt: skip
+_BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+           ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Mult}  # fmt: skip
+_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+
+
+def changes(node):
+    """Return functions that each change a node in one way, in place, or give the node that replaces it."""
+
+    def other(name, value):
+        def change(at):
+            setattr(at, name, value)
+            return at
+
+        return change
+
+    found = []
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARE:
+        found.append(other("ops", [_COMPARE[type(node.ops[0])](), *node.ops[1:]]))
+    elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _BINARY:
+        found.append(other("op", _BINARY[type(node.op)]()))
+    elif isinstance(node, ast.BoolOp):
+        found.append(other("op", ast.Or() if isinstance(node.op, ast.And) else ast.And()))
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
+        found.append(lambda at: at.operand)
+    elif isinstance(node, ast.IfExp):
+        found += [lambda at: at.body, lambda at: at.orelse]
+    elif isinstance(node, ast.If):
+        found += [other("test", ast.Constant(value=True)), other("test", ast.Constant(value=False))]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        found.append(other("value", not node.value))
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        found.append(other("value", node.value + 1 if isinstance(node.value, int) else 2 * node.value + 1))
+    elif isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        if name in _NAMES:
+            found.append(other("id" if isinstance(node, ast.Name) else "attr", _NAMES[name]))
+    elif isinstance(node, ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+        found.append(lambda at: ast.copy_location(ast.Pass(), at))
+    return found
+
+
+def sites(tree):
+    """Return the path of every node that can be changed, outside docstrings, messages, annotations and decorators."""
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(map(id, ast.walk(node)))
+        for part in ("annotation", "returns", "decorator_list"):
+            inner = getattr(node, part, None)
+            for each in inner if isinstance(inner, list) else [inner] if inner is not None else []:
+                skipped.update(map(id, ast.walk(each)))
+    return [
+        (number, kind)
+        for number, node in enumerate(ast.walk(tree))
+        if id(node) not in skipped
+        for kind in range(len(changes(node)))
+    ]
+
+
+class _Put(ast.NodeTransformer):
+    def __init__(self, target, change):
+        self.target, self.change = target, change
+
+    def visit(self, node):
+        if node is self.target:
+            return self.change(node)
+        return self.generic_visit(node)
+
+
+def mutant(tree, site):
+    """Return the source with one change, and the line of it."""
+    number, kind = site
+    changed = copy.deepcopy(tree)
+    target = next(node for i, node in enumerate(ast.walk(changed)) if i == number)
+    line = target.lineno
+    changed = _Put(target, changes(target)[kind]).visit(changed)
+    return ast.unparse(ast.fix_missing_locations(changed)), line
+
+
+def difference(tree, source):
+    """Return the lines that differ."""
+    before, after = ast.unparse(tree).splitlines(), source.splitlines()
+    return [line for line in before if line not in after], [line for line in after if line not in before]
+
+
+def survives(tests, folder):
+    """Run the tests in a forked process; return whether all passed."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.chdir(folder)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        import pytest
+
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", SKIPPED, *tests])))
+    return os.waitstatus_to_exitcode(waited(child)) == 0
+
+
+def waited(child, longest=6 * LIMIT):
+    """Return the status of a process, which is killed if it takes too long by the clock, as when threads wait."""
+    began = time.monotonic()
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        if time.monotonic() - began > longest:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="+", choices=TESTS)
+    parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; default all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, help="a line of JSON for each mutant")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of processor time, after which no more are tried")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="emdl-mutants-") as name:
+        folder = pathlib.Path(name)
+        shutil.copytree(ROOT / "emdl", folder / "lib" / "emdl")
+        shutil.copytree(ROOT / "tests", folder / "work" / "tests")
+        shutil.copy(ROOT / "pyproject.toml", folder / "work")
+        sys.path.insert(0, str(folder / "lib"))
+        sys.dont_write_bytecode = True
+        os.environ |= {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1", "EMDL_MUTANTS": "1"}
+        for library in ("h5py", "hypothesis", "numba", "pytest", "scipy.optimize", "scipy.signal"):
+            importlib.import_module(library)  # once for all children
+        for module in given.modules:
+            try_module(module, folder, given)
+
+
+def try_module(module, folder, given):
+    """Try the mutants of one module and print what came out."""
+    path = folder / "lib" / "emdl" / f"{module}.py"
+    source = path.read_text()
+    tree = ast.parse(source)
+    tests = [t for t in (f"tests/{name}" for name in TESTS[module]) if (folder / "work" / t).exists()]
+    if not survives(tests, folder / "work"):
+        sys.exit(f"the tests of {module} fail without any change: {tests}")
+    chosen = sites(tree)
+    total = len(chosen)
+    if given.sample and given.sample < total:
+        chosen = sorted(random.Random(given.seed).sample(chosen, given.sample))
+    killed = tried = 0
+    for site in chosen:
+        if sum(os.times()[2:4]) > 60 * given.minutes:
+            break
+        changed, line = mutant(tree, site)
+        path.write_text(changed)
+        alive = survives(tests, folder / "work")
+        tried, killed = tried + 1, killed + (not alive)
+        before, after = difference(tree, changed)
+        if alive:
+            print(f"{module}:{line}", *(f"  - {text.strip()}" for text in before), sep="\n")
+            print(*(f"  + {text.strip()}" for text in after), sep="\n", flush=True)
+        if given.out:
+            with given.out.open("a") as file, contextlib.suppress(OSError):
+                record = {"module": module, "line": line, "killed": not alive, "before": before, "after": after}
+                file.write(json.dumps(record) + "\n")
+    path.write_text(source)
+    print(
+        f"== {module}: {killed} of {tried} killed ({100 * killed / max(tried, 1):.0f} %), of {total} possible",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
