@@ -1,44 +1,110 @@
-"""The coding suite: seconds to a relative gap of 1e-3 and 1e-5, emdl against its peers, in turns within one run."""
+"""The coding suite: processor seconds of emdl and of its peers to a relative gap of 1e-3 and 1e-5.
+
+A cell is one solver on one problem, measured in a process of its own with a stated number of threads. It is stored in
+``coding.json`` as soon as it is measured and not measured again, unless asked for (``--again``) or measured on another
+processor; so a run that was ended goes on where it was. Tables and pictures are drawn from the file alone.
+"""
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import os
+import pathlib
 import platform
-import statistics
+import re
+import subprocess
+import sys
+import tempfile
 import time
 
-import numpy as np
+from benchmarks import coding_plots, coding_report
+from benchmarks.peers import MODULES, TARGETS, seconds_to
 
-import emdl
-from benchmarks import problems
-from benchmarks.peers import alphacsc_coder, convex, sporco_coder
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GIB = 2**30
+BOTH = ("emdl float32", "emdl float64")
+PLAIN = "NumPy FISTA float32"
+ALPHACSC = ("alphacsc LGCD", "alphacsc FISTA", "alphacsc L-BFGS")
+CONVEX = ("CVXPY CLARABEL", "CVXPY ECOS", "CVXPY OSQP", "CVXPY SCS")
+LIMIT, MEMORY = 300, 8 * GIB  # processor seconds of one solver on one problem; address space of a convex solver
+QUICK = 5
 
-TARGETS = (1e-3, 1e-5)
-PEERS = {"sporco": sporco_coder.methods, "alphacsc": alphacsc_coder.methods}
-PEERS |= {"dicodile": alphacsc_coder.methods_of_dicodile, "cvxpy": convex.methods}
 
-# name -> (problem, which peers)
-CASES = {
-    "w2": (lambda: problems.spikes(30_000), "SPORCO ADMM float32|alphacsc|dicodile"),
-    "w2-3k": (lambda: problems.spikes(3_000), "alphacsc LGCD|cvxpy"),
-    "w2-10k": (lambda: problems.spikes(10_000), "alphacsc LGCD|cvxpy"),
-    "w2-30k": (lambda: problems.spikes(30_000), "cvxpy"),
-    "w2-300k": (lambda: problems.spikes(300_000), "alphacsc LGCD"),
-    "w2-1m": (lambda: problems.spikes(1_000_000), "alphacsc LGCD"),
-    "tetrode": (problems.tetrode, "alphacsc LGCD|dicodile"),
-    "w1-0.2": (lambda: problems.photograph(0.2), "SPORCO ADMM|SPORCO FISTA"),
-    "w1-0.05": (lambda: problems.photograph(0.05), "SPORCO ADMM|SPORCO FISTA"),
-    "w1-0.01": (lambda: problems.photograph(0.01), "SPORCO ADMM float32"),
-    "w1-0.005": (lambda: problems.photograph(0.005), "SPORCO ADMM float32"),
-    "w1-512": (lambda: problems.photograph(0.05, 512), "SPORCO ADMM float32"),
+def _sporco(rho):
+    """Return SPORCO's solvers at the best settings found (see `TUNING`), and as it comes."""
+    best = f"auto=0 rho={rho} numexpr=0 cache=1"
+    admm = f"SPORCO ADMM float32 {best}", f"SPORCO ADMM float64 {best}", "SPORCO ADMM float32"
+    return (*admm, "SPORCO FISTA float32 numexpr=0", "SPORCO FISTA float64 numexpr=0")
+
+
+# problem -> solvers
+SUITE = {
+    "machine": ("emdl float32",),
+    "compile": ("emdl float32",),
+    "w2-30000": (*BOTH, *ALPHACSC, "dicodile LGCD", *_sporco(0.5), PLAIN, *CONVEX),
+    "w1-0.05": (*BOTH, *_sporco(3), PLAIN),
+    "w2-10000": (*BOTH, *CONVEX),
+    "w1-0.01": (*BOTH, *_sporco(1)),
+    "w1-0.005": (*BOTH, *_sporco(1)),
+    "tetrode": (*BOTH, "alphacsc LGCD", "alphacsc FISTA", "dicodile LGCD", *_sporco(0.5)[:2]),
+    "many-10000": BOTH,
+    "many-1000": _sporco(0.5)[:2],
+    "many-100": ("alphacsc LGCD", "alphacsc LGCD n_seg=1", "alphacsc FISTA"),
+    "w2-1000000": (*BOTH, "alphacsc LGCD", "dicodile LGCD", *_sporco(0.5)[:2]),
+    "w1-0.2": (*BOTH, *_sporco(10)[:2]),
+    "w2-300000": (*BOTH, *CONVEX),
+    "w1-0.05-512": (*BOTH, *_sporco(3)[:2]),
+    "w2-3000": (*BOTH, *CONVEX),
+    **{f"scaling-{10**n}": ("emdl float32",) for n in range(4, 9)},
+}
+TUNING = {
+    "w2-30000": [
+        *(f"SPORCO ADMM float32 auto=0 rho={rho}" for rho in (0.3, 0.5, 1, 2)),
+        *(f"SPORCO ADMM float32 auto=0 rho=0.5 {more}" for more in ("relax=1.5", "cache=1", "numexpr=0")),
+        "SPORCO ADMM float32 auto=0 rho=0.5 numexpr=0 cache=1 relax=1.9",
+        "SPORCO FISTA float32",
+        "SPORCO FISTA float32 numexpr=0 L=1 backtrack=1",
+    ],
+    "w1-0.05-128": [
+        "emdl float32",
+        "SPORCO ADMM float32",
+        *(f"SPORCO ADMM float32 auto=0 rho={rho}" for rho in (1, 2, 3, 6, 12)),
+        *(f"SPORCO ADMM float32 auto=0 rho=3 {more}" for more in ("numexpr=0", "numexpr=0 cache=1")),
+        "SPORCO FISTA float32",
+        "SPORCO FISTA float32 L=1 backtrack=1",
+    ],
+}
+SUITE_QUICK = {
+    "small": ("emdl float32", "NumPy FISTA float32", "SPORCO ADMM float32 auto=0 rho=0.3"),
+    "w2-3000": ("emdl float32", "NumPy FISTA float32", "alphacsc LGCD", "dicodile LGCD", "CVXPY CLARABEL"),
+    "scaling-10000": ("emdl float32",),
 }
 
 
-def versions():
-    """Return the versions of emdl and of the peers that are installed."""
-    found = {}
-    for name in ("emdl", "numpy", "numba", *PEERS, "clarabel", "ecos", "osqp", "scs"):
+def cells(suite):
+    """Return (case, solver) of all cells of a suite, in the order in which they are measured."""
+    return [(case, solver) for case, solvers in suite.items() for solver in solvers]
+
+
+def processor():
+    """Return the name of the processor, and what tells apart those of one name."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']}, family {known.get('cpu family')}, model {known.get('model')}"
+
+
+def versions(solver):
+    """Return the versions of what takes part in a cell."""
+    package = solver.split()[0]
+    names = {"CVXPY": ["cvxpy", "clarabel", "ecos", "osqp", "scs"], "SPORCO": ["sporco", "pyfftw", "numexpr"]}
+    found = {"python": platform.python_version()}
+    for name in ("numpy", "scipy", "numba", *names.get(package, [package.lower()])):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -46,142 +112,139 @@ def versions():
     return found
 
 
-def load_peers(say):
-    """Return {method: trace} of all peers that import; say which do not."""
-    methods = {}
-    for name, make in PEERS.items():
-        try:
-            methods |= make()
-        except Exception as error:  # noqa: BLE001 - a peer may fail to import in any way, and the report says so
-            say(f"peer {name} is left out: {type(error).__name__}: {error}")
-    return methods
+class Store:
+    """The JSON file of a run.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; need not be there.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.data.setdefault("cells", {})
+        self.data.setdefault("references", {})
+
+    def has(self, key):
+        """Return whether the cell was measured on this processor, and not merely for want of a package left out."""
+        cell = self.data["cells"].get(key)
+        missing = str((cell or {}).get("error", "")).startswith(("ModuleNotFoundError", "ImportError"))
+        return cell is not None and cell["processor"] == processor() and not missing
+
+    def put(self, key, cell):
+        """Keep a cell, on disk too."""
+        self.data["cells"][key] = cell
+        text = json.dumps(self.data, indent=1)
+        spare = self.path.with_suffix(".part")
+        spare.write_text(text, encoding="utf-8")
+        spare.replace(self.path)
 
 
-def run(*, cases=None, repeats=3, limit=60.0, say=print):
-    """Run the cases and return their records, one for each case and method."""
-    peers, records = load_peers(say), []
-    for name in cases or CASES:
-        make, wanted = CASES[name]
-        try:
-            problem = make()
-        except ImportError as error:
-            say(f"{name} is left out: {error}")
+def key_of(case, solver, threads):
+    """Return the name under which a cell is stored."""
+    return f"{case} | {solver}" + (f" | {threads} threads" if threads > 1 else "")
+
+
+def measure(case, solver, *, threads, limit, reference=None):
+    """Measure one cell in a process of its own and return its record.
+
+    Parameters
+    ----------
+    case, solver : str
+        Names of the problem and of the solver.
+    threads : int
+        How many threads each library may use.
+    limit : float
+        Processor seconds that the solver may take.
+    reference : dict, optional
+        The optimum of the problem, where it was found before.
+    """
+    given = {"case": case, "solver": solver, "limit": limit, "reference": reference}
+    if solver.startswith("CVXPY"):
+        given["memory"] = MEMORY
+    names = ("OMP", "OPENBLAS", "MKL", "NUMBA", "NUMEXPR", "RAYON")
+    environment = {**os.environ, **{f"{name}_NUM_THREADS": str(threads) for name in names}}
+    before, start = os.getloadavg()[0], time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "lines"
+        path.touch()
+        ended = subprocess.run(
+            [sys.executable, "-m", "benchmarks.cell", json.dumps(given), str(path)],
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    cell = {"case": case, "solver": solver, "threads": threads, "limit": limit}
+    cell["points"] = [line["point"] for line in lines if "point" in line]
+    for line in lines:
+        cell |= {name: line[name] for name in ("reference", "error", "where") if name in line}
+    if ended.returncode < 0:
+        cell["error"] = f"ended by signal {-ended.returncode}; it may use {limit:g} s of processor" + (
+            f" and {MEMORY // GIB} GiB" if "memory" in given else ""
+        )
+    cell |= {"load": [before, os.getloadavg()[0]], "processor": processor(), "cores": os.cpu_count()}
+    cell |= {"versions": versions(solver), "wall_seconds": time.perf_counter() - start}
+    cell["date"] = datetime.datetime.now().isoformat(timespec="seconds")
+    return cell
+
+
+def run(store, wanted, *, threads=1, limit=LIMIT, again=None, say=print):
+    """Measure those of the wanted cells that the store lacks, or whose name `again` (a regular expression) finds."""
+    for number, (case, solver) in enumerate(wanted, 1):
+        key = key_of(case, solver, threads)
+        if store.has(key) and not (again and re.search(again, key)):
             continue
-        chosen = {m: t for m, t in peers.items() if any(m.startswith(w) for w in wanted.split("|"))}
-        records += _run_case(name, problem, chosen, repeats, limit, say)
-    return records
+        cell = measure(case, solver, threads=threads, limit=limit, reference=store.data["references"].get(case))
+        if "reference" in cell:
+            store.data["references"][case] = cell.pop("reference")
+        store.put(key, cell)
+        say(f"[{number}/{len(wanted)}] {key}: {summary(cell)}")
 
 
-def _run_case(name, problem, peers, repeats, limit, say):
-    best = problems.primal_and_dual(
-        problem, emdl.encode(problem.y, problem.D, problem.lmbd, tol=1e-7, positive=problem.positive)
-    )
-    reference = best[1]
-    say(f"{name}: {problem.name}; minimum {reference:.8g}, known to {best[0] / best[1] - 1:.0e}")
-    seconds = {}
-    for dtype in (np.float32, np.float64):
-        emdl.encode(problem.y.astype(dtype), problem.D, problem.lmbd, tol=0.5, positive=problem.positive)  # compiles
-    for repeat in range(repeats):
-        for dtype in (np.float32, np.float64):
-            method = f"emdl {np.dtype(dtype)}"
-            for target in TARGETS:
-                seconds.setdefault((method, target), []).append(_time_emdl(problem, dtype, target, reference))
-        for method, trace in peers.items():
-            if repeat and min(seconds[method, TARGETS[0]]) > 5:
-                continue  # one run of a slow one is enough
-            reached = _reached(problem, trace, reference, limit)
-            for target in TARGETS:
-                seconds.setdefault((method, target), []).append(reached[target])
-    records = []
-    for method in dict.fromkeys(m for m, _ in seconds):
-        medians = [statistics.median(seconds[method, target]) for target in TARGETS]
-        records.append(
-            {
-                "case": name,
-                "problem": problem.name,
-                "method": method,
-                "seconds": dict(zip(map(str, TARGETS), medians, strict=True)),
-            }
-        )
-        own = [statistics.median(seconds["emdl float32", target]) for target in TARGETS]
-        ratios = "  ".join(
-            f"{t:.0e}: {s:9.4f} s ({s / o:7.1f} x)" for t, s, o in zip(TARGETS, medians, own, strict=True)
-        )
-        say(f"  {method:24s} {ratios}")
-    return records
-
-
-def _time_emdl(problem, dtype, target, reference):
-    """Return the seconds until `encode` returns with its certificate; its codes are judged like everyone's."""
-    y, D = problem.y.astype(dtype), problem.D.astype(dtype)
-    start = time.perf_counter()
-    z = emdl.encode(y, D, problem.lmbd, tol=target, positive=problem.positive, sparse=True)
-    seconds = time.perf_counter() - start
-    primal = problems.primal_and_dual(problem, z.dense())[0]
-    if primal > reference * (1 + target) * (1 + 1e-7):
-        raise AssertionError(f"emdl returned an objective of {primal:.8g}, minimum {reference:.8g}, wanted {target:g}")
-    return seconds
-
-
-def _reached(problem, trace, reference, limit):
-    """Return {target: seconds} of a peer, infinite where it did not get there."""
-    goal = reference * (1 + TARGETS[-1])
-    points = trace(problem, lambda seconds, objective: objective <= goal or seconds > limit)
-    return {
-        target: min((t for t, objective in points if objective <= reference * (1 + target)), default=float("inf"))
-        for target in TARGETS
-    }
-
-
-def scaling(*, sizes=(10_000, 100_000, 1_000_000, 10_000_000), say=print):
-    """Return seconds of emdl against the number of samples, W2 at 1e-3, float32."""
-    points = []
-    for size in sizes:
-        problem = problems.spikes(size)
-        y, D = problem.y.astype(np.float32), problem.D.astype(np.float32)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            emdl.encode(y, D, problem.lmbd, tol=1e-3, positive=True, sparse=True)
-            times.append(time.perf_counter() - start)
-        points.append({"samples": size, "seconds": statistics.median(times)})
-        taken = points[-1]["seconds"]
-        say(f"  {size:12,d} samples {taken:9.4f} s, {1e9 * taken / size:6.1f} ns a sample")
-    return points
+def summary(cell):
+    """Return what a cell found, in a line."""
+    if "error" in cell and not cell["points"]:
+        return f"FAILED: {cell['error']}"
+    if cell["case"].startswith(("machine", "compile", "scaling")):
+        return ", ".join(f"{name} {value:.4g}" for name, value in cell["points"][-1].items())
+    times = [seconds_to(cell["points"], target, certified=cell["solver"].startswith("emdl")) for target in TARGETS]
+    words = ["not reached" if s is None else f"{s:.4g} s" for s in times]
+    shown = [f"{target:.0e} {s}" for target, s in zip(TARGETS, words, strict=True)]
+    return "  ".join(shown) + f"  (load {cell['load'][1]:.1f})" + (f"; {cell['error']}" if "error" in cell else "")
 
 
 def main(arguments, folder):
-    """Run the suite from the command line; leave coding.json and coding.png in `folder`."""
-    parser = argparse.ArgumentParser(prog="run.py --suite coding")
-    parser.add_argument("--cases", nargs="*", choices=list(CASES), help="all by default")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that a peer may take")
-    parser.add_argument("--no-scaling", action="store_true")
+    """Run the suite from the command line; leave coding.json, tables and pictures in `folder`."""
+    parser = argparse.ArgumentParser(
+        prog="run.py --suite coding",
+        epilog="A cell is named 'problem | solver'. Packages: "
+        + ", ".join(MODULES)
+        + "; those not installed are named.",
+    )
+    parser.add_argument("--only", metavar="PATTERN", help="cells whose name this regular expression finds")
+    parser.add_argument("--again", metavar="PATTERN", help="measure these once more, stored or not")
+    parser.add_argument("--essential", action="store_true", help="once more the cells that decide the targets")
+    parser.add_argument("--tuning", action="store_true", help="instead the settings of SPORCO that were tried")
+    parser.add_argument("--quick", action="store_true", help="a minute, for a check of the suite itself")
+    parser.add_argument("--threads", type=int, default=1, help="of every solver (default: 1)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="processor seconds of a solver on a problem")
+    parser.add_argument("--list", action="store_true", help="name the cells and end")
     given = parser.parse_args(arguments)
-    print(platform.processor() or platform.machine(), f"{os.cpu_count()} cores", versions())
-    result = {"versions": versions(), "cores": os.cpu_count()}
-    result["records"] = run(cases=given.cases, repeats=given.repeats, limit=given.limit)
-    result["scaling"] = [] if given.no_scaling else scaling()
-    (folder / "coding.json").write_text(json.dumps(result, indent=1))
-    _plot(result, folder / "coding.png")
-
-
-def _plot(result, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cases = list(dict.fromkeys(r["case"] for r in result["records"]))
-    fig, axes = plt.subplots(1, len(cases) + 1, figsize=(3.2 * (len(cases) + 1), 3), constrained_layout=True)
-    for axis, case in zip(axes, cases, strict=False):
-        for record in result["records"]:
-            if record["case"] == case:
-                points = [(s, float(g)) for g, s in record["seconds"].items() if np.isfinite(s)]
-                axis.loglog(*zip(*points, strict=True), "o-", label=record["method"]) if points else None
-        axis.set(title=case, xlabel="seconds", ylabel="relative gap")
-        axis.legend(fontsize=6)
-    if result["scaling"]:
-        axes[-1].loglog(*zip(*((p["samples"], p["seconds"]) for p in result["scaling"]), strict=True), "o-")
-    axes[-1].set(title="emdl, spikes to 1e-3", xlabel="samples", ylabel="seconds")
-    fig.savefig(path, dpi=110)
+    store = Store(folder / ("coding-quick.json" if given.quick else "coding.json"))
+    wanted = cells(SUITE_QUICK if given.quick else TUNING if given.tuning else SUITE)
+    if given.essential:
+        wanted = coding_report.essential(store.data, given.threads)
+        given.again = "."
+    if given.only:
+        wanted = [w for w in wanted if re.search(given.only, key_of(*w, given.threads))]
+    if given.list:
+        print(*(key_of(*w, given.threads) for w in wanted), sep="\n")
+        return
+    limit = min(given.limit, QUICK) if given.quick else given.limit
+    print(f"{processor()}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}; {len(wanted)} cells")
+    run(store, wanted, threads=given.threads, limit=limit, again=given.again)
+    page = coding_report.tables(store.data)
+    print(page)
+    (folder / "coding.md").write_text(page, encoding="utf-8")
+    coding_plots.draw(store.data, folder)

@@ -1,40 +1,26 @@
-"""alphacsc's greedy coordinate descent and FISTA, and dicodile's, with their own clocks."""
-
-import numpy as np
+"""alphacsc's locally greedy coordinate descent, FISTA and L-BFGS, as its own learners call them."""
 
 
-def methods():
-    from alphacsc.update_z_multi import _update_z_multi_idx
+def solve(problem, watch, options):
+    """Run ``method`` LGCD, FISTA or L-BFGS, with options of alphacsc: n_seg, strategy (a number: see `STRATEGIES`)."""
+    from alphacsc.update_z_multi import update_z_multi
 
-    def run(solver, options):
-        def trace(problem, stop):
-            if problem.D.ndim != 3 or not problem.positive:
-                return []
-            start = np.zeros((len(problem.D), problem.y.shape[2] - problem.D.shape[2] + 1))
-            *_, objective, seconds = _update_z_multi_idx(
-                problem.y[0], problem.D, problem.lmbd, start, False, solver=solver, solver_kwargs=options, timing=True,
-                random_state=0,
-            )  # fmt: skip
-            return list(zip(np.cumsum(seconds), objective, strict=True))
+    method = options.pop("method")
+    options.pop("dtype", None)  # float64 alone
 
-        return trace
+    def run(**given):
+        return update_z_multi(
+            problem.y, problem.D, problem.lmbd, solver=method.lower(), solver_kwargs={**options, **given},
+            positive=problem.positive, n_jobs=1, random_state=0,
+        )[0]  # fmt: skip
 
-    return {
-        "alphacsc LGCD": run("lgcd", {"tol": 1e-5}),
-        "alphacsc FISTA": run("fista", {"max_iter": 1000, "tol": 1e-6}),
-    }
-
-
-def methods_of_dicodile():
-    from dicodile.update_z.coordinate_descent import coordinate_descent
-
-    def trace(problem, stop):
-        if problem.D.ndim != 3 or not problem.positive:
-            return []
-        costs = coordinate_descent(
-            problem.y[0], problem.D, problem.lmbd, tol=1e-5, max_iter=10**8, z_positive=True, timing=True, timeout=60
-        )[3]
-        seconds = [costs[0][1]] + [costs[0][1] + cost[1] for cost in costs[1:]]
-        return [(t, cost[-1]) for t, cost in zip(seconds, costs, strict=True)]
-
-    return {"dicodile LGCD": trace}
+    run(max_iter=1)
+    if len(problem.y) > 1:  # a count would have to be one for each signal: what a user sets is the tolerance
+        for tol in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7):
+            if watch.trial(lambda: run(tol=tol), tol=tol) <= 1e-5 or watch.points[-1]["cpu"] > watch.limit / 2:  # noqa: B023
+                return
+    elif method == "LGCD":  # counts passes over its segments
+        first = max(1, int(10 * min(1, 10_000_000 / problem.y.size)))
+        watch.search(lambda passes: run(tol=1e-12, max_iter=passes), first)
+    else:
+        watch.search(lambda iterations: run(tol=1e-12, max_iter=iterations), 10)
