@@ -186,10 +186,7 @@ class Network:
     def _view(self, task):
         """Return one view of a tile without noise, turned back, with its number of non-zeros and of codes."""
         image, around, tile, view = task
-        H, W = image.shape[1:]
-        (top, bottom), (left, right) = (
-            (max(s.start - around, 0), min(s.stop + around, n)) for s, n in zip(tile, (H, W), strict=True)
-        )
+        (top, bottom), (left, right) = (self._widen(s, n, around) for s, n in zip(tile, image.shape[1:], strict=True))
         part = turn(image[:, top:bottom, left:right], view)
         padded, corner = _pad(part, self.stride, view)
         clean, filled, codes = self._pass(padded)
@@ -197,6 +194,11 @@ class Network:
         clean = turn_back(clean, view)
         rows, columns = tile
         return clean[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left], filled, codes
+
+    def _widen(self, part, n, around):
+        """Return where a tile with its surroundings begins and ends: on the grid of the codes, from either side."""
+        begin, end = max(part.start - around, 0), min(part.stop + around, n)
+        return begin - begin % self.stride, end + (n - end) % self.stride
 
     def _pass(self, image):
         """Run the layers on an image (C, H, W) whose size fits the grid of the codes."""
