@@ -132,8 +132,9 @@ class Optimizer:
     clip : float
         Longest gradient of the whole dictionary; longer ones are scaled down.
     riemannian : bool
-        Step along the sphere (project the direction to the tangent space of each atom first) instead of only
-        projecting back.
+        Step along the sphere: project gradient and direction to the tangent space of each atom first. Without it the
+        shrinkage of the codes, which asks every atom to grow, is most of the gradient; adam, tap by tap, turns that
+        into a pull towards atoms of equal taps (error .39 instead of .019: 4 atoms of 18 samples, 9 dB, decoder).
 
     References
     ----------
@@ -145,7 +146,7 @@ class Optimizer:
     momentum: float = 0.9
     decay: float = 0.0
     clip: float = math.inf
-    riemannian: bool = False
+    riemannian: bool = True
     n_steps: int = 0
     direction: np.ndarray | None = None
     square: np.ndarray | None = None

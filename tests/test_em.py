@@ -33,7 +33,7 @@ def near(simulated):
     [
         {"m_step": "analytic", "max_iter": 20},
         {"m_step": "decoder", "max_iter": 60},
-        {"m_step": "unrolled", "max_iter": 60, "n_layers": 15},
+        {"m_step": "unrolled", "max_iter": 60, "n_layers": 30},
         {"m_step": "truncated", "max_iter": 60, "n_layers": 15},
         {"m_step": "implicit", "max_iter": 60, "n_layers": 30},
     ],
