@@ -9,7 +9,7 @@ from PIL import Image
 from emdl.errors import FileFormatError, InputError
 from emdl.images.network import Network
 from emdl.images.photographs import Crops, read_photographs
-from emdl.images.training import Parameters, loss_gradient, start_network, train, validate
+from emdl.images.training import Parameters, loss_gradient, risk_gradient, start_network, train, validate
 
 
 @pytest.fixture
@@ -49,6 +49,33 @@ def test_gradients_are_those_of_finite_differences(rng, n_channels, stride):
         step = 1e-6
         want = (plain(at + step * way) - plain(at - step * way)) / (2 * step)
         assert gradient.vector @ way == pytest.approx(want, rel=2e-3)
+
+
+def test_the_estimated_loss_is_right_on_average_and_so_is_its_gradient(rng):
+    net = layered.random_network(rng)
+    clean = np.cumsum(rng.standard_normal((1, 62, 62)), axis=2).astype(np.float32)
+    parameters = Parameters.of(net)
+    known, estimated = Parameters(parameters.shape), Parameters(parameters.shape)
+    losses = []
+    for _ in range(150):
+        noisy = clean + rng.standard_normal(clean.shape).astype(np.float32)
+        signs = rng.choice(np.array([-1, 1], np.float32), clean.shape)
+        a, _ = loss_gradient(parameters, 2, noisy, clean, 1.0, known)
+        b, _ = risk_gradient(parameters, 2, noisy, signs, 1.0, estimated)
+        losses.append((a, b))
+    a, b = np.array(losses).T
+    assert abs((b - a).mean()) < 4 * (b - a).std() / np.sqrt(len(a))
+    cosine = known.vector @ estimated.vector / np.linalg.norm(known.vector) / np.linalg.norm(estimated.vector)
+    assert cosine > 0.95
+
+
+def test_training_on_noisy_images_alone_removes_noise(photographs, rng):
+    noisy = [image + 25 * rng.standard_normal(image.shape).astype(np.float32) for image in photographs]
+    given = {"n_atoms": 32, "n_layers": 3, "batch": 4, "crop": 54, "rate": 2e-3}
+    begin = start_network(32, 3, rng=0)
+    end = train(noisy, steps=60, sigma=25, noisy=True, network=begin, **given)
+    before, after = (validate(net, photographs, levels=(25,))[25] for net in (begin, end))
+    assert after > before + 0.7
 
 
 def test_the_start_gives_images_back_where_nothing_is_shrunk(rng):
@@ -133,6 +160,7 @@ def test_a_checkpoint_of_another_size_is_refused(photographs, tmp_path):
         {"sigma": (9, 3)},
         {"sigma": (0, 3)},
         {"n_atoms": 16},
+        {"noisy": True},
     ],
 )
 def test_a_training_that_cannot_be_is_refused(photographs, change):

@@ -6,6 +6,20 @@ Noise is added to a crop x of a photograph, sigma drawn anew for each crop, and 
 
 over the inner pixels of the crops; the power is that by which the error of a good denoiser grows with sigma, so that an
 improvement by a tenth of a decibel counts the same at every level.
+
+Where there are noisy images alone, Stein's unbiased estimate takes the place of the error [1]_,
+
+.. math:: \|\hat x - y\|^2 - n \sigma^2 + 2 \sigma^2 \sum_i \partial \hat x_i / \partial y_i,
+
+its last sum being the slope of the network along a random direction b of independent signs: ``b^T (f(y + h b) - f(y)) /
+h`` [2]_.
+
+References
+----------
+.. [1] C. Stein, Estimation of the mean of a multivariate normal distribution, Ann. Statist. 9 (1981),
+   doi:10.1214/aos/1176345632.
+.. [2] S. Ramani, T. Blu, M. Unser, Monte-Carlo SURE: a black-box optimization of regularization parameters for general
+   denoising algorithms, IEEE Trans. Image Process. 17 (2008), doi:10.1109/TIP.2008.2001404.
 """
 
 import contextlib
@@ -28,6 +42,7 @@ _POWER = 1.1  # by which the squared error of a good denoiser grows with the noi
 _WARM = 0.02  # share of the training in which the rate rises
 _BETAS = (0.9, 0.99)
 _CLIP = 4.0  # a gradient longer than this many times the usual is cut
+_STEP = 0.1  # of the slope in the estimate of the error, in units of the noise level
 _FIRST = 1.5  # thresholds at the start, in standard deviations of the noise in a code
 
 
@@ -165,7 +180,7 @@ class Parameters:
 
 
 def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=None, margin=MARGIN):
-    """Return the loss of one crop and add its gradient to `gradient`.
+    """Return the loss of one crop with a known clean version, and add its gradient to `gradient`.
 
     Parameters
     ----------
@@ -191,33 +206,89 @@ def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=
     filled : int
         Number of non-zeros of the last codes.
     """
-    from emdl._kernels.convolution import backward, forward
+    run = _Run(parameters, stride, noisy.shape, by_tap)
+    out, filled = run.forward(noisy)
+    error = _inner(out - clean, margin)
+    run.backward(np.float32(2 * weight) * error, gradient)
+    return weight * float(np.vdot(error, error)), filled
 
-    T, K, _ = parameters.shape
-    shape = frame(noisy.shape, stride, K)
-    work = workspace(shape, T + 1, T)
-    by_tap = parameters.by_tap() if by_tap is None else by_tap
-    out = np.empty(noisy.size, np.float32)
-    args = (shape, *work.codes, work.residual)
-    y = np.ascontiguousarray(noisy).ravel()
-    filled = forward(y, by_tap, parameters.synthesis, parameters.tau, *args, out, work.scratch)
-    error = np.zeros_like(noisy)
-    inner = (slice(None), *(slice(margin, n - margin) for n in noisy.shape[1:]))
-    error[inner] = (out.reshape(noisy.shape) - clean)[inner]
-    loss = weight * float(np.vdot(error, error))
-    error *= np.float32(2 * weight)
-    backward(
-        error.ravel(),
-        parameters.analysis,
-        parameters.synthesis,
-        *args,
-        gradient.analysis,
-        gradient.synthesis,
-        gradient.tau,
-        np.empty(noisy.size, np.float32),
-        np.empty((2, work.codes[2].shape[1]), np.float32),
-    )
-    return loss, filled
+
+def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=None, margin=MARGIN):
+    """Return the estimate of the loss of one crop from its noisy version alone, and add its gradient to `gradient`.
+
+    Parameters
+    ----------
+    signs : ndarray (C, H, W) of float32
+        Independent, 1 or -1 with equal chance.
+    parameters, stride, noisy, weight, gradient, by_tap, margin
+        As in `loss_gradient`.
+
+    Returns
+    -------
+    loss : float
+        Its mean is that of `loss_gradient`, but for the curvature of the network; it may be negative.
+    filled : int
+        Number of non-zeros of the last codes.
+    """
+    run = _Run(parameters, stride, noisy.shape, by_tap)
+    signs = _inner(signs, margin)
+    push = np.float32(2 * weight / _STEP) * signs
+    out, filled = run.forward(noisy)
+    error = _inner(out - noisy, margin)
+    run.backward(np.float32(2 * weight) * error - push, gradient)
+    moved, _ = run.forward(noisy + np.float32(_STEP) * signs)
+    run.backward(push, gradient)
+    slope = float(np.vdot(signs, moved - out)) / _STEP
+    return weight * (float(np.vdot(error, error)) - np.count_nonzero(signs) + 2 * slope), filled
+
+
+class _Run:
+    """The network with memory for all of its layers, for one thread."""
+
+    def __init__(self, parameters, stride, image_shape, by_tap):
+        T, K, _ = parameters.shape
+        self.parameters = parameters
+        self.by_tap = parameters.by_tap() if by_tap is None else by_tap
+        self.image_shape, self.shape = image_shape, frame(image_shape, stride, K)
+        self.work = workspace(self.shape, T + 1, T)
+
+    def forward(self, noisy):
+        """Return the output and the number of non-zeros of the last codes."""
+        from emdl._kernels.convolution import forward
+
+        net, work, out = self.parameters, self.work, np.empty(noisy.size, np.float32)
+        y = np.ascontiguousarray(noisy).ravel()
+        filled = forward(
+            y, self.by_tap, net.synthesis, net.tau, self.shape, *work.codes, work.residual, out, work.scratch
+        )
+        return out.reshape(self.image_shape), filled
+
+    def backward(self, error, gradient):
+        """Add to `gradient` what `error`, the gradient with respect to the last output, makes of it."""
+        from emdl._kernels.convolution import backward
+
+        net, work = self.parameters, self.work
+        backward(
+            error.ravel(),
+            net.analysis,
+            net.synthesis,
+            self.shape,
+            *work.codes,
+            work.residual,
+            gradient.analysis,
+            gradient.synthesis,
+            gradient.tau,
+            np.empty(error.size, np.float32),
+            np.empty((2, work.codes[2].shape[1]), np.float32),
+        )
+
+
+def _inner(image, margin):
+    """Return an image (C, H, W) with its rim set to zero."""
+    out = np.zeros_like(image)
+    inner = (slice(None), *(slice(margin, n - margin) for n in image.shape[1:]))
+    out[inner] = image[inner]
+    return out
 
 
 class Adam:
@@ -261,6 +332,7 @@ def train(
     n_layers=12,
     stride=2,
     sigma=(5, 75),
+    noisy=False,
     seconds=None,
     steps=None,
     batch=8,
@@ -279,11 +351,13 @@ def train(
     Parameters
     ----------
     photographs : list of array (C, H, W)
-        Images almost without noise, values from 0 to 255; see `emdl.images.photographs`.
+        Images almost without noise, unless `noisy`; values from 0 to 255. See `emdl.images.photographs`.
     n_atoms, n_layers, stride : int
         Size of the network: atoms per layer (a multiple of 32), layers, distance of the codes.
-    sigma : (float, float)
-        Smallest and largest noise level.
+    sigma : (float, float) or float
+        Smallest and largest noise level; with `noisy`, the noise level of the images.
+    noisy : bool
+        Whether the images are noisy themselves, so that no noise is to be added and the error has to be estimated.
     seconds, steps : float, int
         Length of the training, one of them. The learning rate falls to zero towards the end, by half a cosine. With
         `steps` the same seed gives the same bits, interrupted or not.
@@ -320,7 +394,10 @@ def train(
     FileFormatError
         If the checkpoint is damaged or belongs to a network of another size.
     """
-    low, high = check_number(sigma[0], "sigma", 0, strict=True), check_number(sigma[1], "sigma", sigma[0])
+    low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
+    low, high = check_number(low, "sigma", 0, strict=True), check_number(high, "sigma", low)
+    if noisy and low < high:
+        raise InputError(f"sigma is {sigma}, wanted one number, the noise level of the noisy images")
     if (seconds is None) == (steps is None):
         raise InputError("give the length of the training as either seconds or steps")
     check_count(n_atoms, "n_atoms", BLOCK), check_count(n_layers, "n_layers"), check_count(batch, "batch")
@@ -340,7 +417,7 @@ def train(
     losses, shares = [], []
     done = _done(state, seconds, steps)
     while done < 1:
-        loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step))
+        loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step), noisy)
         state.apply(gradient, rate * _schedule(done))
         losses.append(loss)
         shares.append(share)
@@ -367,7 +444,7 @@ def _schedule(done):
     return min(done / _WARM + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _batch(state, crops, sigma, batch, seed):
+def _batch(state, crops, sigma, batch, seed, noisy=False):
     """Return loss, share of non-zeros and gradient of one batch, in pieces that do not depend on the threads."""
     parameters, by_tap = state.parameters, state.parameters.by_tap()
     pieces = min(4, batch)
@@ -376,12 +453,16 @@ def _batch(state, crops, sigma, batch, seed):
         rng = np.random.default_rng((*seed, i))
         gradient, loss, filled = Parameters(parameters.shape), 0.0, 0
         for _ in range(i, batch, pieces):
-            clean = crops.draw(rng)
+            crop = crops.draw(rng)
             level = rng.uniform(*sigma)
-            clean = (clean - clean.mean(axis=(1, 2), keepdims=True)) / np.float32(level)
-            noisy = clean + rng.standard_normal(clean.shape, np.float32)
+            crop = (crop - crop.mean(axis=(1, 2), keepdims=True)) / np.float32(level)
             weight = level ** (2 - _POWER) / (batch * (crops.size - 2 * MARGIN) ** 2)
-            one, nonzeros = loss_gradient(parameters, state.stride, noisy, clean, weight, gradient, by_tap=by_tap)
+            if noisy:
+                signs = rng.integers(0, 2, crop.shape).astype(np.float32) * 2 - 1
+                pair, function = (crop, signs), risk_gradient
+            else:
+                pair, function = (crop + rng.standard_normal(crop.shape, np.float32), crop), loss_gradient
+            one, nonzeros = function(parameters, state.stride, *pair, weight, gradient, by_tap=by_tap)
             loss, filled = loss + one, filled + nonzeros
         return loss, filled, gradient.vector
 
