@@ -168,7 +168,7 @@ class ShiftedEncoder:
         D, A = (None if x is None else x.astype(dtype, copy=False) for x in (self.D, self.analysis))
         y = spread(planes, self.D.shape[2:], self.stride, shifts)
         theta = (self.scale * sigma * step).astype(dtype)
-        return unroll_full(y, D, theta, step, self.n_layers, False, self.stride, analysis=A)
+        return unroll_full(y, D, theta, step, self.n_layers, False, self.stride, analysis=A, dense=False)
 
     def decode(self, trace, shifts, shape):
         """Return the average over the shifts of what their codes make.
