@@ -3,13 +3,18 @@
 import contextlib
 import errno
 import logging
+import math
 import os
 import pathlib
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 
 import numpy as np
 
-from emdl.errors import EmdlError, FileFormatError, InputError
+from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 
 try:
     import fcntl
@@ -19,7 +24,22 @@ except ImportError:  # Windows, where an open file cannot be removed, which serv
 _LARGEST = 4 * 2**30  # bytes of one data set, above which it must not be so much larger than what is stored
 _INFLATION = 1000
 _GROWTH = 2**20  # bytes by which a file grows that is made in memory
-_DAMAGE = (OSError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError)
+_DAMAGE = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+    SyntaxError,
+    EOFError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a network folder that knows no locks answers
 _LOG = logging.getLogger(__name__)
 _LONGEST_NAME = 255
@@ -225,21 +245,44 @@ def old_file(path, what="model"):
 
     if not pathlib.Path(path).is_file():
         raise FileFormatError(f"there is no file {path}")
+    with explained(path, "is no HDF5 file that emdl wrote"):
+        try:
+            with h5py.File(path, "r") as file:
+                yield file
+        except InputError as error:
+            raise FileFormatError(f"{path} holds no valid {what}: {error}") from error
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def explained(path, otherwise="is not what its name says"):
+    """Turn whatever the libraries that read files raise about a damaged one into one kind of error.
+
+    Parameters
+    ----------
+    path : path
+        The file, for the message.
+    otherwise : str
+        What else may be the matter, for the message.
+
+    Raises
+    ------
+    FileFormatError
+        For anything that is no `EmdlError` already.
+    """
     try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except InputError as error:
-        raise FileFormatError(f"{path} holds no valid {what}: {error}") from error
-    except FileFormatError as error:
-        raise FileFormatError(f"{path}: {error}") from error
+        yield
+    except EmdlError:
+        raise
     except MemoryError as error:
         raise FileFormatError(f"{path} takes more memory than there is ({error})") from error
     except _DAMAGE as error:
-        raise FileFormatError(f"{path} is damaged or is no HDF5 file that emdl wrote ({error})") from error
+        raise FileFormatError(f"{path} is damaged, or {otherwise} ({error or type(error).__name__})") from error
 
 
-def read_array(group, name, *, kinds="fiub"):
-    """Return a data set of an HDF5 group, after checks that make a hostile file harmless.
+def read_array(group, name):
+    """Return a numeric data set of an HDF5 group, after the checks of `plain_dataset`.
 
     Parameters
     ----------
@@ -247,8 +290,6 @@ def read_array(group, name, *, kinds="fiub"):
         Where it is.
     name : str
         Its name; a path with slashes leads through groups.
-    kinds : str
-        Kinds of dtype that are let in, by default real numbers.
 
     Returns
     -------
@@ -257,7 +298,35 @@ def read_array(group, name, *, kinds="fiub"):
     Raises
     ------
     FileFormatError
-        If it is a link, lies outside the file, holds no numbers, or declares more than was stored.
+        If it is not plain, or holds no real numbers.
+    """
+    item = plain_dataset(group, name)
+    if item.dtype.kind not in "fiub":
+        raise FileFormatError(f"{name} is not a plain data set of numbers")
+    return np.asarray(item[()])
+
+
+def plain_dataset(group, name):
+    """Return a data set of an HDF5 group, unread, after checks that make a hostile file harmless.
+
+    HDF5 can lead out of the file: by external links, by raw data in other files, by virtual data sets. None is
+    followed, nor are links within the file.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Where it is.
+    name : str
+        Its name; a path with slashes leads through groups.
+
+    Returns
+    -------
+    h5py.Dataset
+
+    Raises
+    ------
+    FileFormatError
+        If it is missing or a link, lies outside the file, has no values, or declares more than was stored.
     """
     import h5py
 
@@ -266,12 +335,61 @@ def read_array(group, name, *, kinds="fiub"):
         if not isinstance(item, h5py.Group) or not isinstance(item.get(part, getlink=True), h5py.HardLink):
             raise FileFormatError(f"{name} is missing, or a link, which is not followed")
         item = item[part]
-    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.dtype.kind not in kinds:
-        raise FileFormatError(f"{name} is not a plain data set of numbers")
-    if item.shape is None:
-        raise FileFormatError(f"{name} is a data set without values")
+    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.shape is None:
+        raise FileFormatError(f"{name} is not a plain data set, whose values lie in the file")
     check_size(name, item.nbytes, item.id.get_storage_size())
-    return np.asarray(item[()])
+    return item
+
+
+def read_npz(path, names=()):
+    """Return arrays of an ``.npz`` file, after checks that make a hostile one harmless; nothing is unpickled.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    names : sequence of str
+        Arrays to read, those of them that are there; by default all.
+
+    Returns
+    -------
+    arrays : dict
+        Name to ndarray.
+    held : list of str
+        The names of all that the file holds.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is damaged, or an array declares more than is stored.
+    InputTypeError
+        If an array holds Python objects.
+    """
+    with explained(path, "is no .npz file"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        arrays = {}
+        for name in [name for name in names or held if name in held]:
+            info = held[name]
+            check_size(name, info.file_size, info.compress_size)
+            with archive.open(info) as member:
+                _check_header(path, name, member, info.file_size)
+            with archive.open(info) as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    return arrays, list(held)
+
+
+def _check_header(path, name, member, size):
+    """Raise if the head of an .npy file declares more than follows, before anything is allocated."""
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0)):
+        raise FileFormatError(f"{path}: {name} has version {version} of .npy, wanted 1 or 2")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    if dtype.hasobject:
+        raise InputTypeError(f"{path}: {name} holds Python objects; save the numbers as one plain array")
+    declared = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or declared > size:
+        raise FileFormatError(f"{path}: {name} declares {declared} bytes but stores {size}; refused")
 
 
 def check_size(name, declared, stored):

@@ -4,13 +4,12 @@ Nothing is pickled or unpickled; `.npy` and raw binary are memory-mapped, HDF5 a
 """
 
 import time
-import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from emdl import storage
 from emdl.errors import FileFormatError, InputError, InputTypeError
 from emdl.spikes.lazy import Stored
 
@@ -133,14 +132,14 @@ def load(path, suffix, *, key=None, series=None, dtype=None, n_channels=None, fs
         magic = file.read(6)
     if magic[:2] != b"PK" if suffix == ".npz" else magic != b"\x93NUMPY":
         raise FileFormatError(f"{path.name} is not a {suffix} file; write it with numpy.{_WRITER[suffix]}")
+    if suffix == ".npz":
+        return Content(*_load_npz(path, key))
     try:
-        if suffix == ".npz":
-            return Content(*_load_npz(path, key))
         return Content(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except ValueError as error:
         if "object" in str(error).lower():  # NumPy's word for an array that only pickle could read
             raise InputTypeError(f"{path.name} holds Python objects; save the numbers as one plain array") from error
-        raise FileFormatError(f"{path.name} is damaged: {error}") from error
+        raise
 
 
 def _leave_out(option, what, path):
@@ -149,31 +148,27 @@ def _leave_out(option, what, path):
 
 
 def _load_npz(path, key):
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        wanted = key or "data"
-        if wanted not in archive.files:
-            raise FileFormatError(_no_such_key(path.name, wanted, archive.files))
-        fs = archive["fs"] if "fs" in archive.files else None
-        return np.asarray(archive[wanted]), fs
+    wanted = key or "data"
+    arrays, held = storage.read_npz(path, (wanted, "fs"))
+    if wanted not in arrays:
+        raise FileFormatError(_no_such_key(path.name, wanted, held))
+    return arrays[wanted], arrays.get("fs")
 
 
 def _load_hdf5(path, key):
-    file = open_hdf5(path)
-    wanted = key or "data"
     import h5py
 
-    found = file.get(wanted)
-    if not isinstance(found, h5py.Dataset):
-        names = []
-        file.visititems(lambda name, item: names.append(f"/{name}") if isinstance(item, h5py.Dataset) else None)
+    file, wanted, names = open_hdf5(path), key or "data", []
+    file.visititems(lambda name, item: names.append(f"/{name}") if isinstance(item, h5py.Dataset) else None)
+    if f"/{wanted.strip('/')}" not in names:  # links are not among them, and not followed
         file.close()
         raise FileFormatError(_no_such_key(path.name, wanted, names))
+    found = storage.plain_dataset(file, wanted)
     if h5py.check_string_dtype(found.dtype) is not None:
         raise InputTypeError(f"{found.name} in {path.name} holds text; wanted real numbers")
     rate = found.attrs.get("fs")
-    beside = found.parent.get("fs")
-    if rate is None and isinstance(beside, h5py.Dataset):
-        rate = beside[()]
+    if rate is None and "fs" in found.parent:
+        rate = storage.read_array(found.parent, "fs")
     return Stored(found), rate
 
 

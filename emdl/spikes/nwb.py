@@ -7,6 +7,7 @@ import uuid
 
 import numpy as np
 
+from emdl import storage
 from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.spikes import formats
 from emdl.spikes.lazy import Stored, scaled
@@ -44,7 +45,7 @@ def load(path, series=None):
     file = formats.open_hdf5(path)
     found = _series(file)
     group = found[_choose(path.name, found, series)]
-    data = group["data"]
+    data = storage.plain_dataset(group, "data")
     fs, start = _sampling(group, path.name)
     stored = Stored(data).T if data.ndim == 2 else Stored(data)
     gain = float(data.attrs.get("conversion", 1.0)) * np.asarray(group.get("channel_conversion", 1.0))

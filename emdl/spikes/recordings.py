@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from emdl import storage
 from emdl.errors import InputError, InputTypeError
 from emdl.spikes import external, formats
 from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
@@ -176,15 +177,18 @@ def read(
     if layout not in (None, *LAYOUTS):
         raise InputError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
     size = path.stat().st_size if path.is_file() else 0
-    found = formats.load(path, suffix, key=key, series=series, dtype=dtype, n_channels=n_channels, fs=fs or default_fs)
-    _check_numbers(found.data, path.name)
-    data = _channels_first(found.data, path, n_channels, layout or found.layout)
-    if fs is None and found.fs is None and default_fs is not None:
-        fs = default_fs
-        logger.warning("%s does not say its sampling rate; %g Hz is taken", path.name, fs)
-    rate = _sampling_rate(fs, found.fs, path.name)
-    whole = replace(_describe(found, data, rate, path.name), path=path, n_bytes=size)
-    return _checked(_without_channels(whole, skip_channels), found.joints)
+    with storage.explained(path.name):
+        found = formats.load(
+            path, suffix, key=key, series=series, dtype=dtype, n_channels=n_channels, fs=fs or default_fs
+        )
+        _check_numbers(found.data, path.name)
+        data = _channels_first(found.data, path, n_channels, layout or found.layout)
+        if fs is None and found.fs is None and default_fs is not None:
+            fs = default_fs
+            logger.warning("%s does not say its sampling rate; %g Hz is taken", path.name, fs)
+        rate = _sampling_rate(fs, found.fs, path.name)
+        whole = replace(_describe(found, data, rate, path.name), path=path, n_bytes=size)
+        return _checked(_without_channels(whole, skip_channels), found.joints)
 
 
 def from_object(recording, *, name="recording"):
