@@ -52,8 +52,8 @@ def run(part, level, snr, m_step, layers, channels, seed, repair=False):
 
     em_fit(
         sim.y, data.ATOMS, data.LENGTH, D0=start, sigma=sim.sigma, lmbd0=lmbd, positive=True, m_step=m_step,
-        n_layers=layers or 30, learn_lmbd=False, repair=repair, max_iter=EPOCHS if part != "drift" else DRIFT_EPOCHS, tol=1e-6, rng=seed,
-        callback=note,
+        n_layers=layers or 30, learn_lmbd=False, repair=repair, max_iter=EPOCHS if part != "drift" else DRIFT_EPOCHS,
+        tol=1e-6, rng=seed, callback=note,
     )  # fmt: skip
     return {"errors": errors, "inside": inside}
 
