@@ -32,6 +32,7 @@ def main():
     parser.add_argument("--steps", type=int)
     parser.add_argument("--sigma", type=float, nargs=2, default=(5.0, 75.0))
     parser.add_argument("--validate", type=int, default=24, help="how many of the validation photographs to use")
+    parser.add_argument("--tied", choices=("no", "layers", "all"), default="no")
     given = parser.parse_args()
 
     grey = not given.colour
@@ -61,6 +62,7 @@ def main():
         batch=given.batch,
         crop=given.crop,
         rate=given.rate,
+        tied=given.tied,
         network=start,
         validation=held_out,
         checkpoint=given.out.with_suffix(".state"),

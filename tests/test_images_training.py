@@ -92,6 +92,18 @@ def test_training_removes_more_noise_than_the_start(photographs):
     assert after > before + 1
 
 
+def test_what_is_tied_stays_tied(photographs):
+    given = {"n_atoms": 32, "n_layers": 3, "steps": 3, "batch": 2, "crop": 42}
+    free, layers, whole = (train(photographs, **given, tied=tied) for tied in ("no", "layers", "all"))
+    assert not np.array_equal(free.analysis[0], free.analysis[1])
+    for net in (layers, whole):
+        assert np.array_equal(net.analysis, np.broadcast_to(net.analysis[0], net.analysis.shape))
+        assert np.array_equal(net.synthesis, np.broadcast_to(net.synthesis[0], net.synthesis.shape))
+        assert not np.array_equal(net.tau[0], net.tau[1])
+    assert not np.array_equal(layers.analysis, layers.synthesis)
+    assert np.array_equal(whole.analysis, whole.synthesis)
+
+
 def test_an_interrupted_training_ends_with_the_same_bits(photographs, tmp_path):
     given = {"n_atoms": 32, "n_layers": 2, "steps": 6, "batch": 3, "crop": 42, "rng": 4}
     whole = train(photographs, **given)
@@ -161,6 +173,7 @@ def test_a_checkpoint_of_another_size_is_refused(photographs, tmp_path):
         {"sigma": (0, 3)},
         {"n_atoms": 16},
         {"noisy": True},
+        {"tied": "some"},
     ],
 )
 def test_a_training_that_cannot_be_is_refused(photographs, change):

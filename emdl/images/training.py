@@ -42,6 +42,7 @@ _POWER = 1.1  # by which the squared error of a good denoiser grows with the noi
 _WARM = 0.02  # share of the training in which the rate rises
 _BETAS = (0.9, 0.99)
 _CLIP = 4.0  # a gradient longer than this many times the usual is cut
+_TIES = ("no", "layers", "all")
 _STEP = 0.1  # of the slope in the estimate of the error, in units of the noise level
 _FIRST = 1.5  # thresholds at the start, in standard deviations of the noise in a code
 
@@ -338,6 +339,7 @@ def train(
     batch=8,
     crop=78,
     rate=1e-3,
+    tied="no",
     network=None,
     validation=None,
     checkpoint=None,
@@ -368,8 +370,11 @@ def train(
         multiple of 12.
     rate : float
         Learning rate at its highest. Too large makes the loss jump, too small wastes time.
+    tied : str
+        "no": every layer has its own atoms. "layers": all layers have the same A and the same B. "all": A = B as well,
+        the encoder of the paper; thresholds differ from layer to layer all the same.
     network : Network, optional
-        What to start from instead of `start_network`.
+        What to start from instead of `start_network`; it must be tied likewise.
     validation : list of array (C, H, W), optional
         Images that are not trained on; see `Progress.psnr`.
     checkpoint : path, optional
@@ -405,6 +410,8 @@ def train(
         raise InputError(
             f"a crop of {crop} does not fit stride {stride}; 8 + {stride} n with n >= 11 does, 78 by default"
         )
+    if tied not in _TIES:
+        raise InputError(f"tied is {tied!r}, wanted one of {', '.join(_TIES)}")
     crops = Crops(photographs, crop)
     n_channels = crops.images[0].shape[0]
     seed = check_count(rng, "rng", 0)
@@ -418,6 +425,7 @@ def train(
     done = _done(state, seconds, steps)
     while done < 1:
         loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step), noisy)
+        _tie(Parameters(state.parameters.shape, gradient), tied)
         state.apply(gradient, rate * _schedule(done))
         losses.append(loss)
         shares.append(share)
@@ -435,6 +443,17 @@ def train(
     return state.parameters.network(network.stride, {"steps": state.adam.step, "seconds": state.seconds})
 
 
+def _tie(gradient, tied):
+    """Give parameters that are one the same gradient."""
+    if tied == "no":
+        return
+    for part in (gradient.analysis, gradient.synthesis):
+        part[:] = part.mean(axis=0)
+    if tied == "all":
+        gradient.analysis += gradient.synthesis
+        gradient.synthesis[:] = gradient.analysis
+
+
 def _done(state, seconds, steps):
     return state.seconds / seconds if steps is None else state.adam.step / steps
 
@@ -447,7 +466,7 @@ def _schedule(done):
 def _batch(state, crops, sigma, batch, seed, noisy=False):
     """Return loss, share of non-zeros and gradient of one batch, in pieces that do not depend on the threads."""
     parameters, by_tap = state.parameters, state.parameters.by_tap()
-    pieces = min(4, batch)
+    pieces = min(8, batch)
 
     def piece(i):
         rng = np.random.default_rng((*seed, i))
