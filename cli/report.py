@@ -3,9 +3,6 @@
 import emdl
 from emdl.spikes import tables
 
-FEW_SPIKES = 30
-WEAK_SNR = 4.0
-
 
 def of_training(recording, model, spikes, outputs, seconds, seed):
     """Return the facts of a training run.
@@ -57,28 +54,6 @@ def describe(recording):
     }
 
 
-def doubts(units):
-    """Return a sentence for everything that speaks against a unit.
-
-    Parameters
-    ----------
-    units : list of dict
-        From `emdl.spikes.tables.summarize`.
-
-    Returns
-    -------
-    list of str
-    """
-    found = []
-    for unit in units:
-        name = f"unit {unit['unit']}"
-        if unit["spikes"] < FEW_SPIKES:
-            found.append(f"{name} rests on {unit['spikes']} spikes only")
-        if unit["snr"] < WEAK_SNR:
-            found.append(f"{name} stands {unit['snr']:.1f} times above the noise: expect misses and false alarms")
-    return found
-
-
 def as_text(facts, next_steps):
     """Return the report as rich renderables.
 
@@ -103,7 +78,7 @@ def as_text(facts, next_steps):
         f"learned in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
-    said = [*facts["message"].split("; "), *doubts(facts["units"])]
+    said = [*facts["message"].split("; "), *tables.doubts(facts["units"])]
     parts.append("[b]How sure[/b]  " + "\n          ".join(escape(sentence) for sentence in said))
     parts.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
     parts.append("[b]Next[/b]      " + escape("\n          ".join(next_steps)))

@@ -23,10 +23,11 @@ _HOME = {
     "EMResult": "em",
     "Model": "model",
     "load": "model",
+    "sort": "spikes.sorting",
     "EmdlError": "errors",
     "ConvergenceWarning": "errors",
 }
-_MODULES = ("device", "metrics", "simulate", "spikes")
+_MODULES = ("device", "metrics", "simulate", "spikeinterface", "spikes")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -83,7 +83,7 @@ def test_the_reconstruction_is_the_sum_of_the_waveforms(rng):
         whole[:, first : first + model.waveforms.shape[2]] += (
             amplitude / np.abs(model.waveforms[unit]).max() * model.waveforms[unit]
         )
-    part = plot._reconstruction(model, found, 100, 2000)
+    part = plot.reconstruction(model, found, 100, 2000)
     np.testing.assert_allclose(np.nan_to_num(part), whole[:, 100:2000], atol=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_colours_can_be_told_apart(eye):
 
 
 def test_no_two_of_twelve_units_look_the_same():
-    assert len({(plot._colour(unit), plot._marker(unit)) for unit in range(12)}) == 12
+    assert len({(plot._colour(unit), plot.marker(unit)) for unit in range(12)}) == 12
 
 
 @pytest.mark.parametrize("seconds", [(-1.0, 0.1), (0.1, 0.05), (0.0, 1e9)])

@@ -69,5 +69,3 @@ def test_a_summary_says_what_the_spikes_and_waveforms_say():
     assert [row["spikes"] for row in rows] == [4, 1, 1, 0]
     assert (rows[0]["peak"], rows[0]["channel"], rows[0]["snr"], rows[0]["rate_hz"]) == (-8.0, 1, 2.0, 2.0)
     assert (rows[2]["peak"], rows[2]["channel"], rows[2]["snr"]) == (5.0, 0, 2.5)
-    assert rows[0]["short_intervals"] == pytest.approx(1 / 3)
-    assert np.isnan(rows[1]["short_intervals"])

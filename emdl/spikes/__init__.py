@@ -13,8 +13,10 @@ _HOME = {
     "Spikes": "detection",
     "SpikeModel": "model",
     "load": "model",
+    "sort": "sorting",
+    "Sorting": "sorting",
 }
-_MODULES = ("plot", "recordings", "tables")
+_MODULES = ("plot", "quality", "recordings", "tables")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -178,3 +178,37 @@ def _neo_part(reader, segment, stream, n_channels):
 
     dtype = reader.get_analogsignal_chunk(0, segment, 0, 1, stream).dtype
     return Lazy(read, (n_channels, n_samples), dtype)
+
+
+def as_sorting(result):
+    """Return a `Sorting` as a `spikeinterface.NumpySorting`, its segments those of the recording.
+
+    Parameters
+    ----------
+    result : Sorting
+        From `emdl.sort`. The columns of its quality become properties of the units.
+
+    Returns
+    -------
+    spikeinterface.NumpySorting
+
+    Raises
+    ------
+    EmdlError
+        If SpikeInterface is not installed.
+    """
+    try:
+        from spikeinterface.core import NumpySorting
+    except ImportError as error:
+        raise EmdlError(f"{error}; SpikeInterface is needed for it: pip install 'emdl[spikeinterface]'") from error
+    spikes, gaps = result.spikes, result.recording.gaps
+    begin = np.append(0, gaps[gaps[:, 0] == gaps[:, 1], 0])
+    segment = np.searchsorted(begin, spikes.sample, "right") - 1
+    samples = [spikes.sample[segment == i] - begin[i] for i in range(len(begin))]
+    labels = [spikes.unit[segment == i] for i in range(len(begin))]
+    made = NumpySorting.from_samples_and_labels(samples, labels, spikes.fs, unit_ids=np.arange(result.model.n_units))
+    for name in result.quality[0] if result.quality else ():
+        if name != "unit":
+            made.set_property(name, np.array([row[name] for row in result.quality]))
+    made.annotate(emdl_message=result.model.message)
+    return made

@@ -53,7 +53,7 @@ def figure(model, data, spikes, *, seconds=None):
     top, middle, bottom = picture.subfigures(3, 1, squeeze=False, height_ratios=height)[:, 0]
     _draw_waveforms(top, model, spikes, channels, rows, columns)
     _draw_trace(middle, model, data, spikes, channels, seconds)
-    _draw_learning(bottom, model)
+    draw_learning(bottom, model)
     return picture
 
 
@@ -61,7 +61,8 @@ def _colour(unit):
     return COLOURS[unit % len(COLOURS)]
 
 
-def _marker(unit):
+def marker(unit):
+    """Return the mark of a spike of a unit: a new one each time that the colours begin again."""
     return MARKERS[unit // len(COLOURS) % len(MARKERS)]
 
 
@@ -122,9 +123,9 @@ def _scale_bar(ax, wide):
 
 def _draw_trace(area, model, data, spikes, channels, seconds):
     N, fs = data.shape[1], model.fs
-    first, last = _stretch(model, spikes, N) if seconds is None else _given_stretch(seconds, N, fs)
+    first, last = stretch(model, spikes, N) if seconds is None else _given_stretch(seconds, N, fs)
     trace = band_pass(data, model.whitening, first, last)[channels]
-    made = _reconstruction(model, spikes, first, last)[channels]
+    made = reconstruction(model, spikes, first, last)[channels]
     area.suptitle(
         f"Trace in the pass band, {model.band[0]:g} to {model.band[1]:g} Hz (grey), its reconstruction (black), spikes",
         x=0.01, ha="left", size=10,
@@ -140,7 +141,7 @@ def _draw_trace(area, model, data, spikes, channels, seconds):
     top = trace[0].max() + 0.12 * apart
     for unit in np.unique(spikes.unit[inside]):
         at = spikes.sample[inside & (spikes.unit == unit)] / fs
-        ax.plot(at, np.full(len(at), top), _marker(unit), color=_colour(unit), ms=6, label=f"unit {unit}")
+        ax.plot(at, np.full(len(at), top), marker(unit), color=_colour(unit), ms=6, label=f"unit {unit}")
         for t in at:
             ax.axvline(t, color=_colour(unit), lw=0.6, alpha=0.5, zorder=0)
     if inside.any():
@@ -162,8 +163,23 @@ def _given_stretch(seconds, n_samples, fs):
     return round(first * fs), max(round(first * fs) + 2, round(last * fs))
 
 
-def _stretch(model, spikes, n_samples):
-    """Return the stretch that shows the most units, and of these the one with the most spikes."""
+def stretch(model, spikes, n_samples):
+    """Return the stretch that shows the most units, and of these the one with the most spikes.
+
+    Parameters
+    ----------
+    model : SpikeModel
+        Knows the durations.
+    spikes : Spikes
+        All spikes.
+    n_samples : int
+        Of the recording.
+
+    Returns
+    -------
+    first, last : int
+        Samples.
+    """
     long = min(n_samples, _STRETCH_UNITS * model.duration_unit)
     if len(spikes) == 0:
         return 0, long
@@ -174,8 +190,22 @@ def _stretch(model, spikes, n_samples):
     return best, best + long
 
 
-def _reconstruction(model, spikes, first, last):
-    """Return the sum of the waveforms at the spikes, (C, last - first), NaN where there are none."""
+def reconstruction(model, spikes, first, last):
+    """Return the sum of the waveforms at the spikes, NaN where there are none.
+
+    Parameters
+    ----------
+    model : SpikeModel
+        Knows the waveforms.
+    spikes : Spikes
+        All spikes.
+    first, last : int
+        Stretch, samples.
+
+    Returns
+    -------
+    ndarray (C, last - first)
+    """
     C, s = model.waveforms.shape[1:]
     made, covered = np.zeros((C, last - first + 2 * s)), np.zeros(last - first + 2 * s, bool)
     near = (spikes.sample >= first - s) & (spikes.sample < last + s)
@@ -189,7 +219,16 @@ def _reconstruction(model, spikes, first, last):
     return np.where(covered, made, np.nan)[:, s:-s]
 
 
-def _draw_learning(area, model):
+def draw_learning(area, model):
+    """Draw objective, spikes, units, lambda and sigma against the iteration.
+
+    Parameters
+    ----------
+    area : matplotlib.figure.Figure or SubFigure
+        Where.
+    model : SpikeModel
+        Knows its history.
+    """
     history = model.history
     n_iter = len(history["objective"])
     area.suptitle("Learning", x=0.01, ha="left", size=10)

@@ -23,6 +23,7 @@ SAMPLE_SECONDS = 15.0
 _MOST_CHANNELS = 64  # an axis longer than this may be time as well as channels
 _BLOCK = 1 << 20  # samples of one channel checked at once
 _GAP_S = 0.01  # all channels constant for that long are no signal
+_LOOKS = 1000  # samples at least that are looked at of a recording
 _MOST_GAPS = 0.5  # of a recording, beyond which it is refused
 _BESIDE_GAP_S = 1e-3  # spikes nearer than this to a gap are left out
 
@@ -387,42 +388,62 @@ def check_values(data, name="data"):
 def _scan(data, name, shortest):
     """Return the stretches that hold no signal, (m, 2): NaN on all channels, or all constant for `shortest` samples.
 
-    Raises as `check_values` says, but for NaN on all channels at once.
+    Raises as `check_values` says, but for NaN on all channels at once. Of integers, which hold no NaN, some samples only
+    are looked at, near enough to each other to meet every stretch of `shortest` samples twice.
     """
     C, N = data.shape
+    apart = max(1, min(shortest, N // _LOOKS) // 3)
     low, high = np.full(C, np.inf), np.full(C, -np.inf)
-    step, last, runs = max(_BLOCK // C, 1), None, []
-    for start in range(0, N, step):
-        block = np.asarray(data[:, start : start + step])
-        lost = None
-        if block.dtype.kind == "f" and not np.isfinite(block).all():
-            lost = np.isnan(block).all(axis=0)
-            strange = np.argwhere(~np.isfinite(block.T) & ~lost[:, None])
-            if len(strange):
-                sample, channel = strange[0]
-                raise InputError(
-                    f"{name} holds {block[channel, sample]} at channel {channel}, sample {start + sample}; "
-                    "cut it out or replace it"
-                )
-            runs += [(start + a, start + b, 1) for a, b in _runs(lost)]
-        seen = block if lost is None else block[:, ~lost]
-        if seen.shape[1]:
-            low, high = np.minimum(low, seen.min(axis=1)), np.maximum(high, seen.max(axis=1))
-        before = block[:, :1] if last is None else last
-        still = _still(np.concatenate([before, block], axis=1), start == 0)
-        runs += [(start + a, start + b, shortest) for a, b in _runs(still)]
-        last = block[:, -1:]
-    _refuse_dead(low, high, N, name)
-    return _merge(runs, N)
+    block, lost, suspect, before = max(_BLOCK // C // apart, 1) * apart, [], [], None
+    for start in range(0, N, block):
+        x = data[:, start : start + block]
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            lost += _lost(x, start, name)
+        looks = np.asarray(x[:, ::apart])
+        low, high = np.fmin(low, np.fmin.reduce(looks, axis=1)), np.fmax(high, np.fmax.reduce(looks, axis=1))
+        first = looks[0] if before is None else np.append(before, looks[0])
+        where = start + apart * (np.flatnonzero(first[1:] == first[:-1]) - (before is not None))
+        suspect += [(int(i) - apart, int(i) + 2 * apart) for i in where]
+        before = looks[0, -1]
+    still = [] if shortest > N else _still(data, _joined(suspect, N), shortest)
+    _refuse_dead(data, low, high, name)
+    return np.array(_joined(_joined(lost, N) + still, N), int).reshape(-1, 2)
 
 
-def _still(x, first):
-    """Return where no channel changes from the sample before, (n - 1,) of bool; few samples stand the first test."""
-    still = x[0, 1:] == x[0, :-1]
-    still[0] &= not first
-    where = np.flatnonzero(still)
-    still[where] = (x[:, where + 1] == x[:, where]).all(axis=0)
-    return still
+def _lost(x, start, name):
+    """Return the runs of NaN on all channels; raise for other values that are not finite."""
+    lost = np.isnan(x).all(axis=0)
+    strange = np.argwhere(~np.isfinite(x.T) & ~lost[:, None])
+    if len(strange):
+        sample, channel = strange[0]
+        raise InputError(
+            f"{name} holds {x[channel, sample]} at channel {channel}, sample {start + sample}; cut it out or replace it"
+        )
+    return [(start + a, start + b) for a, b in _runs(lost)]
+
+
+def _still(data, spans, shortest):
+    """Return the runs of at least `shortest` samples in the spans in which no channel changes."""
+    found = []
+    for first, last in spans:
+        runs = []
+        for a in range(first, last, _BLOCK):
+            x = np.asarray(data[:, a : min(last, a + _BLOCK) + 1])
+            same = (x[:, 1:] == x[:, :-1]).all(axis=0)
+            runs += [(a + i, a + j + 1) for i, j in _runs(same)]
+        found += [(a, b) for a, b in _joined(runs, data.shape[1]) if b - a >= shortest]
+    return found
+
+
+def _joined(runs, n_samples):
+    """Return runs in order, those that meet as one, none beyond the recording."""
+    joint = []
+    for a, b in sorted(runs):
+        if joint and a <= joint[-1][1]:
+            joint[-1] = (joint[-1][0], max(min(b, n_samples), joint[-1][1]))
+        else:
+            joint.append((max(a, 0), min(b, n_samples)))
+    return joint
 
 
 def _runs(mask):
@@ -431,34 +452,17 @@ def _runs(mask):
     return edges.reshape(-1, 2).tolist()
 
 
-def _merge(runs, n_samples):
-    """Return runs of one kind that meet as one, without the short ones, those that meet then joined, (m, 2)."""
-    kept = []
-    for shortest in sorted({kind for *_, kind in runs}):
-        own = []
-        for a, b, kind in runs:
-            if kind == shortest:
-                if own and own[-1][1] == a:
-                    own[-1][1] = b
-                else:
-                    own.append([a, b])
-        # A constant stretch begins with the sample before the first that equals it.
-        kept += [[max(0, a - (shortest > 1)), b] for a, b in own if b - a >= shortest]
-    joint = []
-    for a, b in sorted(kept):
-        if joint and a <= joint[-1][1]:
-            joint[-1][1] = max(b, joint[-1][1])
-        else:
-            joint.append([a, min(b, n_samples)])
-    return np.array(joint, int).reshape(-1, 2)
-
-
-def _refuse_dead(low, high, n_samples, name):
+def _refuse_dead(data, low, high, name):
+    """Raise if a channel is constant: those that look so are read whole."""
     if not np.isfinite(low).all():
         raise InputError(f"{name} holds nothing but NaN")
+    C, N = data.shape
+    for start in range(0, N if (low == high).any() else 0, _BLOCK):
+        x = np.asarray(data[:, start : start + _BLOCK])
+        low, high = np.fmin(low, np.fmin.reduce(x, axis=1)), np.fmax(high, np.fmax.reduce(x, axis=1))
     dead = np.flatnonzero(low == high)
-    if len(dead) and n_samples > 1:
-        if len(dead) == len(low):
+    if len(dead) and N > 1:
+        if len(dead) == C:
             raise InputError(f"{name}: every channel is constant; there is nothing to learn from it")
         listed = ", ".join(map(str, dead))
         flags = " ".join(f"--skip-channel {channel}" for channel in dead)

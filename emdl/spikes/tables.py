@@ -5,11 +5,14 @@ import pathlib
 
 import numpy as np
 
+from emdl import storage
 from emdl.errors import FileFormatError, InputError
 
 COLUMNS = ("sample", "time_s", "unit", "amplitude")
 SUFFIXES = (".csv", ".npz")
-REFRACTORY_S = 2e-3  # no neuron fires twice within it, so shorter intervals tell of mixed units or false alarms
+FEW_SPIKES, WEAK_SNR = 30, 4.0  # of a unit, below which it is doubted
+_LARGE_SHARE = 0.1  # of spikes missed, taken wrongly, or of other neurons, above which a unit is doubted
+_NEAR = 4.0  # standard deviations between two units, below which they are mixed up
 
 
 def write(path, spikes):
@@ -79,16 +82,10 @@ def read(path):
     check_suffix(path)
     if not path.is_file():
         raise FileFormatError(f"{path} is not a file")
-    try:
-        if path.suffix.lower() == ".csv":
-            columns = _columns_of_csv(path)
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                columns = {name: archive[name] for name in COLUMNS}
+    with storage.explained(path.name, f"is no table of spikes ({','.join(COLUMNS)})"):
+        columns = _columns_of_csv(path) if path.suffix.lower() == ".csv" else storage.read_npz(path, COLUMNS)[0]
         kinds = {"sample": np.int64, "time_s": np.float64, "unit": np.int64, "amplitude": np.float64}
         return {name: columns[name].astype(kind) for name, kind in kinds.items()}
-    except (KeyError, ValueError) as error:
-        raise FileFormatError(f"{path.name} is no table of spikes ({','.join(COLUMNS)}): {error}") from error
 
 
 def _columns_of_csv(path):
@@ -99,7 +96,7 @@ def _columns_of_csv(path):
 
 
 def summarize(spikes, waveforms, noise, seconds):
-    """Return what is known of every unit: how often it fires, how it stands out, how pure it is.
+    """Return what is known of every unit: how often it fires, how it stands out.
 
     Parameters
     ----------
@@ -116,13 +113,11 @@ def summarize(spikes, waveforms, noise, seconds):
     -------
     list of dict
         One per unit: ``unit``; ``spikes``, their number; ``rate_hz``; ``peak``, the largest deflection of the waveform
-        with its sign, data unit; ``channel``, where it is; ``snr``, its size over the noise of that channel;
-        ``short_intervals``, the share of intervals shorter than 2 ms (NaN for fewer than two spikes).
+        with its sign, data unit; ``channel``, where it is; ``snr``, its size over the noise of that channel.
     """
     rows = []
     for unit, waveform in enumerate(waveforms):
         channel, at = np.unravel_index(np.argmax(np.abs(waveform)), waveform.shape)
-        intervals = np.diff(np.sort(spikes.time_s[spikes.unit == unit]))
         count = int(np.count_nonzero(spikes.unit == unit))
         rows.append(
             {
@@ -132,10 +127,60 @@ def summarize(spikes, waveforms, noise, seconds):
                 "peak": float(waveform[channel, at]),
                 "channel": int(channel),
                 "snr": float(abs(waveform[channel, at]) / noise[channel]),
-                "short_intervals": float(np.mean(intervals < REFRACTORY_S)) if len(intervals) else float("nan"),
             }
         )
     return rows
+
+
+def doubts(rows):
+    """Return a sentence for everything that speaks against a unit.
+
+    Parameters
+    ----------
+    rows : list of dict
+        From `summarize`, or from `emdl.spikes.quality.assess`.
+
+    Returns
+    -------
+    list of str
+    """
+    found = []
+    for row in rows:
+        name = f"unit {row['unit']}"
+        if row["spikes"] < FEW_SPIKES:
+            found.append(f"{name} rests on {row['spikes']} spikes only")
+        if row["snr"] < WEAK_SNR:
+            found.append(f"{name} stands {row['snr']:.1f} times above the noise: expect misses and false alarms")
+        if row.get("isolation", np.inf) < _NEAR:
+            found.append(f"{name} is hard to tell from unit {row['nearest']}: {row['isolation']:.1f} SD apart")
+        if row.get("contamination", 0) > _LARGE_SHARE:
+            found.append(f"{name} fires in its refractory period: {row['contamination']:.0%} may be of other neurons")
+        if row.get("expected_misses", 0) > _LARGE_SHARE:
+            found.append(f"{name} is expected to miss {row['expected_misses']:.0%} of its neuron's spikes")
+        if row.get("expected_false_alarms", 0) > _LARGE_SHARE:
+            found.append(f"{name} is expected to hold {row['expected_false_alarms']:.0%} false alarms")
+    return found
+
+
+def write_rows(path, rows):
+    """Write what is known of the units as a CSV table, one row each.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    rows : list of dict
+        From `emdl.spikes.quality.assess`; NaN becomes an empty cell.
+    """
+    names = list(rows[0]) if rows else ["unit"]
+    lines = [",".join(names), *(",".join(_cell(row[name]) for name in names) for row in rows)]
+    pathlib.Path(path).write_text("\n".join(lines) + "\n", encoding="ascii")
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.6g}"
+    return str(value)
 
 
 def check_suffix(path):

@@ -140,3 +140,30 @@ def parts(events, units, scale):
                 together = np.searchsorted(lag, lag + width, side="right") - np.arange(len(lag))
                 part[small] |= together.max(initial=0) > _WITH * len(times[small])
     return part
+
+
+def correlogram(first, second, reach, bins):
+    """Return how often a spike of one train comes at each lag to a spike of another.
+
+    Parameters
+    ----------
+    first, second : array (n,), (m,)
+        Spikes, increasing; the same array twice gives the autocorrelogram, without each spike's lag 0 to itself.
+    reach : float
+        Largest lag, in the unit of the times.
+    bins : int
+        Number of bins from -reach to reach.
+
+    Returns
+    -------
+    count : ndarray (bins,) of int
+        By ``second - first``.
+    edges : ndarray (bins + 1,)
+    """
+    begin, end = np.searchsorted(second, first - reach, "left"), np.searchsorted(second, first + reach, "right")
+    near = end - begin
+    at = np.arange(near.sum()) - np.repeat(np.cumsum(near) - near, near) + np.repeat(begin, near)
+    lag = second[at] - np.repeat(first, near)
+    if first is second:
+        lag = lag[at != np.repeat(np.arange(len(first)), near)]
+    return np.histogram(lag, bins, (-reach, reach))
