@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import emdl
-from emdl.errors import EmdlError
+from emdl.errors import EmdlError, InputError
 
 from . import options as opt
 from . import screen, signals
@@ -30,6 +30,7 @@ class Task(StrEnum):
     """What can be learned."""
 
     SPIKES = "spikes"
+    DENOISE = "denoise"
 
 
 def run(args=None):
@@ -75,12 +76,13 @@ def root(
         bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ):
-    """Learn the waveforms in a signal, and where each of them stands.
+    """Learn the waveforms in a signal and where each of them stands; take the noise out of pictures.
 
     [b]emdl train --task spikes[/b]                            try it, no data needed
     [b]emdl train --task spikes rec.npz -o model.h5[/b]        learn from a recording
     [b]emdl detect rec.npz --model model.h5 -o spikes.csv[/b]  find every spike
     [b]emdl info model.h5[/b]                                  say what a model holds
+    [b]emdl denoise photo.png[/b]                              take the noise out of a picture
     """
     if ctx.invoked_subcommand is None:
         screen.put(ctx.get_help())
@@ -91,8 +93,14 @@ def train(
     recording: opt.OptionalRecording = None,
     task: Annotated[Task, typer.Option("--task", help="What to learn.")] = Task.SPIKES,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.h5", help="The model; other outputs share its stem.")
-    ] = Path("emdl-spikes.h5"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.h5",
+            help="The model; other outputs share its stem. [dim](default: emdl-spikes.h5, emdl-denoise.h5)[/dim]",
+        ),
+    ] = None,
     units: Annotated[
         int | None, typer.Option("--units", metavar="N", min=1, help="Number of units; found by default.")
     ] = None,
@@ -106,6 +114,10 @@ def train(
     max_iter: Annotated[
         int | None, typer.Option("--max-iter", metavar="N", min=1, help="Most iterations of EM.")
     ] = None,
+    minutes: opt.Minutes = None,
+    atoms: opt.Atoms = None,
+    layers: opt.Layers = None,
+    colour: opt.Colour = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same model.")] = 0,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
     checkpoint_every: Annotated[
@@ -125,17 +137,35 @@ def train(
     quiet: opt.Quiet = False,
     json: opt.Json = False,
 ):
-    """Learn spike waveforms from a recording.
+    """Learn spike waveforms from a recording, or a denoiser from photographs.
 
-    Writes the model (.h5), the spikes found (.csv), and a picture of both (.png, .svg), all named after -o.
+    Writes the model (.h5) and a picture of it (.png); of a recording also the spikes found (.csv). All are named
+    after -o.
 
     [b]emdl train --task spikes[/b]
     [b]emdl train --task spikes rec.npz -o model.h5[/b]
     [b]emdl train --task spikes rec.dat --dtype int16 --channels 4 --fs 30000[/b]
     [b]emdl train --task spikes rec.h5 --key /probe/raw --units 3[/b]
+    [b]emdl train --task denoise photographs/ -o mine.h5[/b]
     """
+    kept = {"checkpoint_every": checkpoint_every, "resume": resume}
+    shown = {"force": force, "quiet": quiet, "as_json": json}
+    if task == Task.DENOISE:
+        from .train_denoise import DEFAULT_MINUTES, DEFAULT_OUTPUT, train_denoiser
+
+        _check_unused(task, units=units, band=band, window_ms=window_ms, max_iter=max_iter, fs=fs, key=key, dtype=dtype,
+                      channels=channels, layout=layout, skip_channel=skip_channel)  # fmt: skip
+        if device == opt.DeviceName.CUDA:
+            raise InputError("--task denoise runs on the CPU, got --device cuda; leave it out")
+        learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}
+        length = DEFAULT_MINUTES if minutes is None else minutes
+        train_denoiser(
+            recording, output or Path(DEFAULT_OUTPUT), minutes=length, learn=learn, plot=plot, **kept, **shown
+        )
+        return
     from .train import train_spikes
 
+    _check_unused(task, minutes=minutes, atoms=atoms, layers=layers, colour=colour)
     source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
     learn = {
         "n_units": units,
@@ -145,8 +175,70 @@ def train(
         "rng": seed,
         "device": device.value,
     }
-    kept = {"checkpoint_every": checkpoint_every, "resume": resume}
-    train_spikes(source, output, learn, plot=plot, **kept, force=force, quiet=quiet, as_json=json)
+    train_spikes(source, output or Path("emdl-spikes.h5"), learn, plot=plot, **kept, **shown)
+
+
+def _check_unused(task, **options):
+    """Refuse options that mean nothing for a task."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False, [])]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} mean nothing with --task {task.value}; leave out what is for the other task"
+        )
+
+
+@app.command(epilog=EXIT_CODES)
+def denoise(
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE", help="PNG, JPEG, TIFF (all pages), WebP, BMP; or folders.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A file, or a folder for several; default: IMAGE_denoised beside each.",
+        ),
+    ] = None,
+    sigma: Annotated[
+        str,
+        typer.Option(
+            "--sigma", metavar="S", help="Noise level from 0 to 255, or [b]auto[/b]: estimated. Float TIFF: its unit."
+        ),
+    ] = "auto",
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", metavar="FILE", help="A network that emdl train --task denoise wrote."),
+    ] = None,
+    learn: Annotated[bool, typer.Option("--learn", help="Learn a dictionary on the very picture instead.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="PNG", help="A page: before, after, what was taken out, the atoms."),
+    ] = None,
+    config: opt.Config = None,
+    device: opt.Device = opt.DeviceName.CPU,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+):
+    """Take the noise out of pictures.
+
+    Size, depth, transparency, colour profile and orientation stay as they are. White noise is assumed.
+
+    [b]emdl denoise photo.png[/b]                      writes photo_denoised.png
+    [b]emdl denoise photo.png --report page.png[/b]    shows what was taken out
+    [b]emdl denoise stack.tif -o clean.tif[/b]         all pages
+    [b]emdl denoise scans/ -o clean/[/b]               every picture of a folder
+    """
+    from .denoise import denoise_pictures
+
+    if device == opt.DeviceName.CUDA:
+        raise InputError("emdl denoise runs on the CPU, got --device cuda; leave it out")
+    denoise_pictures(
+        pictures, output, sigma=sigma, model=model, learn=learn, report=report, force=force, quiet=quiet, as_json=json
+    )
 
 
 @app.command(epilog=EXIT_CODES)

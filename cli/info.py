@@ -1,5 +1,7 @@
 """``emdl info``: what a model holds."""
 
+import numpy as np
+
 import emdl
 from emdl.errors import FileFormatError
 
@@ -21,16 +23,38 @@ def show_model(path, *, as_json):
     EmdlError
         If the file is no model.
     """
-    from emdl import spikes
-
-    try:
-        facts = _of_spikes(spikes.load(path))
-    except FileFormatError:
-        facts = _of_dictionary(emdl.load(path))  # says what is wrong with a file that is no model at all
+    facts = _facts(path)
     if as_json:
         screen.put_json({"file": str(path), **facts})
     else:
         screen.put_renderables(_table(path, facts))
+
+
+def _facts(path):
+    """Return the facts of a model of whatever kind."""
+    from emdl import spikes
+    from emdl.images.network import Network
+
+    for load, describe in ((spikes.load, _of_spikes), (Network.load, _of_network)):
+        try:
+            return describe(load(path))
+        except FileFormatError:
+            continue
+    return _of_dictionary(emdl.load(path))  # says what is wrong with a file that is no model at all
+
+
+def _of_network(network):
+    """Return the facts of a denoising network."""
+    return {
+        "kind": "denoising network",
+        "n_layers": network.n_layers,
+        "n_atoms": network.n_atoms,
+        "n_channels": network.n_channels,
+        "atom_shape": network.analysis.shape[3:],
+        "tau": [float(np.median(layer)) for layer in network.tau],
+        "stride": network.stride,
+        "attributes": network.attributes,
+    }
 
 
 def _of_dictionary(model):
@@ -67,11 +91,9 @@ def _of_spikes(model):
 
 def _table(path, facts):
     """Return the facts as a table of two columns."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
     shape = " x ".join(map(str, facts["atom_shape"]))
+    if facts["kind"] == "denoising network":
+        return _two_columns(f"{path}: a {facts['kind']}", _network_rows(facts, shape))
     unit = "whitened unit" if facts["kind"] == "spikes" else "data unit"
     rows = {
         "atoms": f"{facts['n_atoms']} of {facts['n_channels']} channels x {shape} samples",
@@ -81,12 +103,30 @@ def _table(path, facts):
     }
     if facts["kind"] == "spikes":
         rows = _spike_rows(facts) | rows | _history_rows(facts)
-    table = Table(box=SIMPLE_HEAD, show_header=False, title=escape(f"{path}: a model of {facts['kind']}"))
+    return _two_columns(f"{path}: a model of {facts['kind']}", rows)
+
+
+def _two_columns(title, rows):
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_header=False, title=escape(title))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
         table.add_row(name, escape(value))
     return table
+
+
+def _network_rows(facts, shape):
+    rows = {
+        "layers": str(facts["n_layers"]),
+        "atoms": f"{facts['n_atoms']} of {facts['n_channels']} channels x {shape} pixels in each layer",
+        "thresholds": f"{_numbers(facts['tau'])} noise levels, the median of each layer",
+        "codes": f"stride {facts['stride']}",
+    }
+    return rows | {name.replace("_", " "): str(value) for name, value in facts["attributes"].items()}
 
 
 def _spike_rows(facts):

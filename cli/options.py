@@ -10,6 +10,7 @@ import typer
 from . import config
 
 ABOUT_RECORDING = "About the recording"
+DENOISER = "Of a denoiser"
 RUNNING = "Running"
 
 
@@ -59,7 +60,8 @@ Recording = Annotated[
 OptionalRecording = Annotated[
     pathlib.Path | None,
     typer.Argument(
-        metavar="RECORDING", help=".npy, .npz, raw .dat/.bin/.raw or HDF5. Without one: a simulated tetrode."
+        metavar="DATA",
+        help="A recording (.npy, .npz, raw, HDF5; without one: a simulated tetrode), or a folder of photographs.",
     ),
 ]
 Fs = Annotated[
@@ -99,6 +101,16 @@ SkipChannel = Annotated[
         "--skip-channel", metavar="C", help="Leave out a channel, from 0; repeatable.", rich_help_panel=ABOUT_RECORDING
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="M", help="Length of the training [dim](60)[/dim].", rich_help_panel=DENOISER),
+]
+Atoms = Annotated[
+    int | None,
+    typer.Option("--atoms", metavar="K", help="Atoms of a layer, a multiple of 32.", rich_help_panel=DENOISER),
+]
+Layers = Annotated[int | None, typer.Option("--layers", metavar="T", help="Layers.", rich_help_panel=DENOISER)]
+Colour = Annotated[bool, typer.Option("--colour", help="Learn colours, not only brightness.", rich_help_panel=DENOISER)]
 Model = Annotated[
     pathlib.Path,
     typer.Option("--model", "-m", metavar="FILE", help="A model that emdl train wrote.", show_default=False),

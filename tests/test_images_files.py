@@ -1,5 +1,6 @@
 """Pictures go out as they came in: numbers, transparency, colour profile, orientation, pages, texts."""
 
+import functools
 import io
 import struct
 import zlib
@@ -141,6 +142,7 @@ def test_a_palette_in_a_tiff_becomes_rgb(rng, tmp_path):
     np.testing.assert_array_equal(only(tmp_path / "a.tif").samples(), np.asarray(image.convert("RGB")))
 
 
+@functools.cache  # it holds the time at which it is made
 def profile():
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -169,7 +171,7 @@ def test_orientation_and_profile_survive(rng, tmp_path, before, after, orientati
     again = copied(path, after)
     want, got = as_seen(path), as_seen(again)
     assert want.shape == got.shape
-    assert np.abs(want.astype(int) - got).mean() < 4
+    assert np.abs(want.astype(int) - got).mean() < 10  # twice lossy; another orientation is off by 40
     with Image.open(again) as image:
         assert image.info["icc_profile"] == profile()
         kept = image.getexif()

@@ -35,6 +35,9 @@ _EXIF = b"Exif\0\0"  # what EXIF data begin with in a JPEG
 _QUALITY = 95  # of JPEG and WebP, which lose little there
 _DAMAGED = (
     OSError,
+    MemoryError,
+    RuntimeError,
+    ArithmeticError,
     ValueError,
     SyntaxError,
     EOFError,
@@ -73,6 +76,20 @@ def read(path):
         if picture is None:
             return
         yield picture
+
+
+def count(path):
+    """Return the number of pages of a picture file; 1 for what is no TIFF, whether it can be read or not.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing or a damaged TIFF.
+    """
+    with _explained(path):
+        with open(path, "rb") as file:
+            magic = file.read(4)
+        return tiff.count(path) if magic in tiff.MAGIC else 1
 
 
 def _pages(path):
@@ -162,6 +179,20 @@ def _is_lossless_webp(path):
     return b"VP8L" in head
 
 
+def format_of(path):
+    """Return the format that a file of this name is to have.
+
+    Raises
+    ------
+    InputError
+        If its ending is none of `FORMATS`.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"cannot tell the format of {path}; end it in {', '.join(FORMATS)}")
+    return kind
+
+
 def check_fits(picture, path, *, n_pages=1):
     """Raise unless a picture can be written to a file of this name.
 
@@ -179,9 +210,7 @@ def check_fits(picture, path, *, n_pages=1):
     InputError
         If the format is not known, or does not hold what the picture has.
     """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"cannot tell the format of {path}; end it in {', '.join(FORMATS)}")
+    kind = format_of(path)
     if kind == "TIFF":
         return
     dtypes, transparency = _HOLDS[kind]
@@ -198,7 +227,7 @@ def check_fits(picture, path, *, n_pages=1):
         raise InputError(f"{path}: {kind} does not hold {', '.join(missing)}; write {path.with_suffix('.tif').name}")
 
 
-def write(path, pictures, *, kind=None):
+def write(path, pictures):
     """Write pictures to a file; several become the pages of a TIFF.
 
     Parameters
@@ -208,15 +237,13 @@ def write(path, pictures, *, kind=None):
     pictures : iterable of Picture
         Written as they come, so that a stack need not be held in memory. In another format than their own they are
         turned upright, as not every viewer heeds the orientation there.
-    kind : str, optional
-        Format, a value of `FORMATS`; by default by the ending of `path`.
 
     Raises
     ------
     InputError
         If the format does not hold them, see `check_fits`.
     """
-    kind = kind or FORMATS.get(path.suffix.lower())
+    kind = format_of(path)
     ready = (_checked(p if p.format == kind else upright(p), path) for p in pictures)
     if kind == "TIFF":
         tiff.write(path, ready)
