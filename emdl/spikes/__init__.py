@@ -9,6 +9,7 @@ _HOME = {
     "fit": "learning",
     "Progress": "learning",
     "detect": "detection",
+    "partial": "detection",
     "encode": "detection",
     "Spikes": "detection",
     "SpikeModel": "model",

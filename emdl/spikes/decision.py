@@ -18,6 +18,7 @@ units after a spike.
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 
 from emdl.backend import parallel_map
 from emdl.codes import SparseCodes
@@ -29,6 +30,8 @@ from emdl.spikes import kernels
 N_SHIFTS = 5  # parts of a sample
 _LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their share of the threshold
 _ROUNDS = 6
+_PIECE = 1 << 15  # samples that are decided at once, at least
+MARGIN = 6  # templates by which a piece reaches into its neighbours
 _REST = 2  # duration units in which no unit is active twice
 _TOL = 1e-2  # relative duality gap of the codes that candidates come from; a smaller one changes no decision
 _BATCH = 64  # stretches of one length solved by one thread
@@ -121,6 +124,65 @@ def bank(D):
     return (moved / np.sqrt((moved**2).sum(axis=(2, 3), keepdims=True))).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Bank:
+    """Units made ready for the kernels.
+
+    Attributes
+    ----------
+    templates : ndarray (K, N_SHIFTS, M, s) of float32
+        At parts of a sample, on the channels near each unit, of unit norm.
+    near : ndarray (K, M) of int64
+        These channels; -1 beyond the last.
+    groups : list of (ndarray of int64, ndarray of int64, ndarray)
+        Units that share all their channels, the channels, and templates (k, C, s) there.
+    known : ndarray (K, 4) of float32
+        See `kernels.decide`, as are the rest.
+    gram, friends, strange : ndarray
+    """
+
+    templates: np.ndarray
+    near: np.ndarray
+    groups: list
+    known: np.ndarray
+    gram: np.ndarray
+    friends: np.ndarray
+    strange: np.ndarray
+
+
+def prepare(units):
+    """Return units made ready for the kernels; a unit lies on the channels where its template is not zero."""
+    D = units.D
+    K, _, s = D.shape
+    on = (D != 0).any(axis=2)
+    sets, kind = np.unique(on, axis=0, return_inverse=True)
+    members = [np.flatnonzero(kind.ravel() == i) for i in range(len(sets))]
+    channels = [np.flatnonzero(chosen) for chosen in sets]
+    groups = [
+        (k, c, np.ascontiguousarray(D[k][:, c], np.float32)) for k, c in zip(members, channels, strict=True) if len(c)
+    ]
+    moved = bank(D)
+    near = np.full((K, max(1, int(on.sum(axis=1).max(initial=0)))), -1)
+    templates = np.zeros((K, N_SHIFTS, near.shape[1], s), np.float32)
+    for k in range(K):
+        c = np.flatnonzero(on[k])
+        near[k, : len(c)], templates[k, :, : len(c)] = c, moved[k][:, c]
+    strange = (on.astype(np.float32) @ on.T.astype(np.float32)) == 0
+    friends = np.full((K, max(1, int((~strange).sum(axis=1).max(initial=0)))), -1)
+    gram = np.zeros((K, N_SHIFTS, friends.shape[1], 2 * s - 1), np.float32)
+    size = scipy.fft.next_fast_len(2 * s - 1, real=True)
+    first = scipy.fft.rfft(moved, size, axis=-1)
+    second = scipy.fft.rfft(D.astype(np.float32), size, axis=-1).conj()
+    for k in range(K):
+        j = np.flatnonzero(~strange[k])
+        product = np.einsum("fcw,jcw->fjw", first[k][:, on[k]], second[j][:, on[k]], optimize=True)
+        product = scipy.fft.irfft(product, size, axis=-1)
+        friends[k, : len(j)] = j
+        gram[k, :, : len(j), : s - 1], gram[k, :, : len(j), s - 1 :] = product[..., 1 - s :], product[..., :s]
+    known = np.column_stack([units.threshold, units.mean, units.spread**2, units.logit]).astype(np.float32)
+    return Bank(templates, near, groups, known, gram, friends, strange)
+
+
 def decide(x, units, unit_length, *, rest=True, xp=np):
     """Return the spikes of a whitened signal, and what is left of it without them.
 
@@ -135,25 +197,111 @@ def decide(x, units, unit_length, *, rest=True, xp=np):
     rest : bool
         Leave out the less probable of two spikes of a unit within two duration units.
     xp : module
-        Where the sparse coding is done: ``numpy`` or ``cupy``.
+        Where the signal is correlated with the templates: ``numpy`` or ``cupy``.
 
     Returns
     -------
     Events
     residual : ndarray (C, N)
+        Without all spikes, those that are left out included.
     """
-    place, label = candidates(x, units, xp=xp)
+    ready, (s, N) = prepare(units), (units.D.shape[-1], x.shape[1])
+    long = piece_length(s)
+    starts = range(0, max(N - s + 1, 1), long)
+
+    def decided(start):
+        a, b = max(0, start - MARGIN * s), min(N, start + long + MARGIN * s)
+        return piece(x[:, a:b], ready, unit_length, a, xp)
+
+    events = _joined((parallel_map if xp is np else map)(decided, starts), starts, N, s)
     residual = x.copy()
+    kernels.subtract(residual, ready.templates, ready.near, events.unit, events.shift, events.time, events.amplitude)
+    return (events.take(rested(events, _REST * unit_length)) if rest else events), residual
+
+
+def piece(x, ready, unit_length, at=0, xp=np):
+    """Return the spikes of a piece of a whitened signal.
+
+    Parameters
+    ----------
+    x : ndarray (C, n) of float32
+        The piece.
+    ready : Bank
+        From `prepare`.
+    unit_length : int
+        Duration unit, samples.
+    at : int
+        Where the piece begins; added to the times.
+    xp : module
+        As in `decide`.
+
+    Returns
+    -------
+    Events
+    """
     found = kernels.decide(
-        residual, bank(units.D), units.mean.astype(np.float32), (units.spread**2).astype(np.float32),
-        units.logit.astype(np.float32), place, label, unit_length // 2, max(2, round(0.07 * unit_length)), _ROUNDS,
+        products(x, ready, xp), ready.known, ready.gram, ready.friends, ready.strange,
+        unit_length // 2, max(2, round(0.07 * unit_length)), _ROUNDS,
     )  # fmt: skip
-    events = Events(*found)
-    events = events.take(np.argsort(events.time, kind="stable"))
-    return (events.take(_rested(events, _REST * unit_length)) if rest else events), residual
+    order = np.argsort(found[0], kind="stable")
+    return Events(found[0][order] + at, *(values[order] for values in found[1:]))
 
 
-def _rested(events, rest):
+def products(x, ready, xp=np):
+    """Return the products of all templates with a whitened signal (C, n) at all places, (K, n - s + 1) of float32."""
+    K, s = len(ready.near), ready.templates.shape[-1]
+    out = np.zeros((K, x.shape[1] - s + 1), np.float32)
+    for k, channels, D in ready.groups:
+        part = xp.ascontiguousarray(xp.asarray(x[channels][None]))
+        out[k] = to_host(analyze_full(part, xp.asarray(D), (1,))[0])
+    return out
+
+
+def piece_length(length):
+    """Return the samples of a piece for templates of some length."""
+    return max(_PIECE, 16 * length)
+
+
+def _joined(pieces, starts, n_samples, length):
+    """Return the spikes of pieces that overlap, each spike once."""
+    found, first = [], 0
+    for events, start in zip(pieces, starts, strict=True):
+        last = border(events.time, start + piece_length(length), n_samples, length)
+        found.append(events.take((events.time >= first) & (events.time < last)))
+        first = last
+    return Events(*(np.concatenate([getattr(part, name) for part in found]) for name in Events.__dataclass_fields__))
+
+
+def border(times, end, n_samples, length):
+    """Return the sample at which a piece hands over to the next: the middle of the longest pause near its end.
+
+    Parameters
+    ----------
+    times : array (n,) of int
+        Spikes of the piece, increasing.
+    end : int
+        Where the piece ends, without the margin.
+    n_samples : int
+        Of the signal; a piece that the next has no room after hands over there.
+    length : int
+        Of a template, samples.
+
+    Returns
+    -------
+    int
+    """
+    return n_samples if end + length > n_samples else pause(times, end, length)
+
+
+def pause(times, border, s):
+    """Return the middle of the longest pause of sorted event times within two templates of a border."""
+    near = times[(times > border - 2 * s) & (times < border + 2 * s)]
+    edges = np.concatenate([[border - 2 * s], near, [border + 2 * s]])
+    longest = int(np.diff(edges).argmax())
+    return int(edges[longest] + edges[longest + 1] + 1) // 2
+
+
+def rested(events, rest):
     """Return which spikes to keep, (n,) of bool; of two that are too near the less probable goes."""
     kept = np.ones(len(events), bool)
     while True:
@@ -164,28 +312,6 @@ def _rested(events, rest):
         if not near.any():
             return kept
         kept[np.where(events.odds[a] < events.odds[b], a, b)[near]] = False
-
-
-def candidates(x, units, *, xp=np):
-    """Return where the codes of a whitened signal are not zero.
-
-    Parameters
-    ----------
-    x : ndarray (C, N) of float32
-        Whitened signal.
-    units : Units
-        At least one.
-    xp : module
-        As in `decide`.
-
-    Returns
-    -------
-    place, label : ndarray (m,) of int64
-        Sample and unit, by increasing sample.
-    """
-    codes = encode(x, units.D, units.lmbd, xp=xp)
-    K = len(units)
-    return codes.index // K, codes.index % K
 
 
 def encode(x, D, lmbd, *, tol=_TOL, xp=np):

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emdl import checkpoint as kept
 from emdl.backend import check_number
 from emdl.codes import SparseCodes
 from emdl.device import choose
 from emdl.errors import InputError, InputTypeError
-from emdl.spikes import decision
-from emdl.spikes.recordings import check_values
+from emdl.spikes import decision, streaming
 from emdl.spikes.whitening import whiten
-
-_MARGIN = 6  # templates by which a block reaches into its neighbours
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,10 @@ def check_recording(data, n_channels=None):
     InputTypeError
         If it does not hold real numbers.
     InputError
-        If it has another shape, a value is not finite, or a channel is constant.
+        If it has another shape, or a channel is constant; of a recording of less than 16 million values also if one is
+        not finite.
     """
-    data = data if isinstance(data, np.ndarray) else np.asarray(data)
+    data = data if hasattr(data, "dtype") and hasattr(data, "shape") else np.asarray(data)
     if data.dtype.kind not in "iuf":
         raise InputTypeError(f"the recording has dtype {data.dtype}, wanted real numbers; convert it first")
     data = data[None] if data.ndim == 1 else data
@@ -78,27 +77,48 @@ def check_recording(data, n_channels=None):
         )
     if n_channels is not None and len(data) != n_channels:
         raise InputError(f"the recording has {len(data)} channels, but the model was learned on {n_channels}")
-    check_values(data, "the recording")
+    streaming.check_values_of(data)
     return data
 
 
-def detect(data, model, *, block_s=None, device="cpu"):
+def detect(
+    data,
+    model,
+    *,
+    block_s=None,
+    device="cpu",
+    progress=None,
+    checkpoint=None,
+    checkpoint_every=kept.EVERY,
+    resume=False,
+):
     """Return the spikes of a recording.
 
-    Each block of the whitened recording is coded and decided (see `emdl.spikes.decision`) with margins on both sides;
-    neighbouring blocks are joined in the longest pause near their border, so the spikes do not depend on the blocks.
+    Each piece of the whitened recording is decided (see `emdl.spikes.decision`) with margins on both sides, and pieces
+    are joined in the longest pause near their border. The pieces lie on a fixed grid, so the spikes do not depend on
+    how much is read at once, and a search that was interrupted ends with the same spikes as one that was not.
 
     Parameters
     ----------
     data : array (C, N)
-        Recording of the sampling rate that the model was learned at; may be memory-mapped.
+        Recording of the sampling rate that the model was learned at; may be memory-mapped, or anything of two axes that
+        has a shape and a dtype and can be sliced. It is read once, block by block.
     model : SpikeModel
         From `emdl.spikes.fit`.
     block_s : float, optional
-        Length of a block, s; by default some million values. A large one takes memory, a small one time.
+        Length of what is read at once, s; by default some million values. A large one takes memory.
     device : {"cpu", "cuda", "auto"}
-        Where the sparse coding is done; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there is one. Filters
-        and decisions stay on the CPU.
+        Where the signal is correlated with the templates; ``cuda`` needs CuPy and a GPU, ``auto`` takes one where there
+        is one. Filters and decisions stay on the CPU.
+    progress : callable, optional
+        Called with an `emdl.spikes.streaming.Searched` after each block; a true return value ends the search, and what
+        was found so far is returned.
+    checkpoint : path, optional
+        File that keeps what was found, also when the search is interrupted; `partial` reads it.
+    checkpoint_every : float
+        Seconds between two writes of it.
+    resume : bool
+        Go on from the checkpoint, if it exists.
 
     Returns
     -------
@@ -107,29 +127,53 @@ def detect(data, model, *, block_s=None, device="cpu"):
     Raises
     ------
     InputError
-        If the recording does not fit the model, is shorter than a waveform, or holds values that are not finite.
+        If the recording does not fit the model, is shorter than a waveform, or holds values that are not finite; or if
+        the checkpoint belongs to another recording or model, or exists and is not to be resumed.
     DeviceError
         If ``cuda`` was asked for and is not there.
     """
-    units, s, xp = model.units, model.waveforms.shape[2], choose(device)[0]
+    xp = choose(device)[0]
     data, block = _plan(data, model, block_s)
-    N, found = data.shape[1], []
+    asked = {"data": data, "waveforms": model.waveforms, "D": model.model.D, "taps": model.whitening.taps}
+    asked |= {"mixing": model.whitening.mixing, "rate": model.rate, "amplitude": model.amplitude}
+    with kept.Checkpoint(checkpoint, asked, kind=streaming.KIND, every=checkpoint_every, resume=resume) as keeper:
+        if model.n_units == 0:
+            return _spikes(_NOTHING, model)
+        return _spikes(streaming.search(data, model, block=block, keeper=keeper, xp=xp, progress=progress), model)
+
+
+def partial(checkpoint, model):
+    """Return what an interrupted search has found, and how much of the recording it has searched.
+
+    Parameters
+    ----------
+    checkpoint : path
+        Written by `detect`.
+    model : SpikeModel
+        Of the search.
+
+    Returns
+    -------
+    Spikes
+    seconds : float
+        Searched, from the start of the recording, s.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, damaged, or no checkpoint of a search.
+    """
+    found, searched = streaming.partial(checkpoint)
+    return _spikes(found, model), searched / model.fs
+
+
+def _spikes(found, model):
+    """Return times of templates, units and amplitudes in whitened units as spikes."""
+    time, unit, amplitude = found
     height = np.abs(model.waveforms).max(axis=(1, 2), initial=0) / model.amplitude[: model.n_units]
-    first = 0
-    for start in range(0, N if model.n_units else 0, block):
-        a, b = max(0, start - _MARGIN * s), min(N, start + block + _MARGIN * s)
-        if b - a < s:
-            break
-        x = whiten(data, model.whitening, a, b)
-        events, _ = decision.decide(x, units, model.duration_unit, xp=xp)
-        last = N if start + block >= N else _pause(a + events.time, start + block, s)
-        inside = (a + events.time >= first) & (a + events.time < last) & (events.unit < model.n_units)
-        found.append((a + events.time[inside], events.unit[inside], events.amplitude[inside].astype(np.float64)))
-        first = last
-    time, unit, amplitude = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _NOTHING
     sample = time + model.peak[unit]
     order = np.lexsort((unit, sample))
-    return Spikes(sample[order], unit[order], (amplitude * height[unit])[order], model.fs)
+    return Spikes(sample[order], unit[order].astype(np.int64), (amplitude * height[unit])[order], model.fs)
 
 
 _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -167,12 +211,12 @@ def encode(data, model, *, tol=1e-4, device="cpu"):
     N, K = data.shape[1], len(D)
     index, value, first = [], [], 0
     for start in range(0, N if model.n_units else 0, block):
-        a, b = max(0, start - _MARGIN * s), min(N, start + block + _MARGIN * s)
+        a, b = max(0, start - decision.MARGIN * s), min(N, start + block + decision.MARGIN * s)
         if b - a < s:
             break
         codes = decision.encode(whiten(data, model.whitening, a, b), D, model.model.lmbd, tol=tol, xp=xp)
         at = a + codes.index // K
-        last = N if start + block >= N else _pause(at, start + block, s)
+        last = N if start + block >= N else decision.pause(at, start + block, s)
         inside = (at >= first) & (at < last)
         index.append((codes.index + a * K)[inside])
         value.append(codes.value[inside])
@@ -194,11 +238,3 @@ def _plan(data, model, block_s):
     if block_s is None:
         return data, max(1 << 15, (1 << 22) // len(data), 16 * s)
     return data, max(4 * s, round(check_number(block_s, "block_s", 0, strict=True) * model.fs))
-
-
-def _pause(times, border, s):
-    """Return the middle of the longest pause of sorted event times within two templates of a border."""
-    near = times[(times > border - 2 * s) & (times < border + 2 * s)]
-    edges = np.concatenate([[border - 2 * s], near, [border + 2 * s]])
-    longest = int(np.diff(edges).argmax())
-    return int(edges[longest] + edges[longest + 1] + 1) // 2

@@ -24,7 +24,7 @@ _ORDER = 3  # of the Butterworth filter, whose gain is squared
 _RIDGE = 0.1  # of the median of the noise spectrum; bounds the gain where there is no noise
 _QUIET = 4.0  # noise standard deviations beyond which a sample is taken for an event
 _PIECES, _PIECE_UNITS = 12, 2000  # of the recording, in duration units, from which the noise is learned
-_BLOCK = 1 << 15  # samples of one FFT
+_BLOCK = 1 << 16  # samples of one FFT
 
 
 @dataclass(frozen=True)
