@@ -11,6 +11,7 @@ g_{z_{t-1}} += (1 + beta_t) g_w           g_{z_{t-2}} -= beta_t g_w             
 where the analysis dictionary A is D unless another one was given; then g_D is the sum of both.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -20,10 +21,21 @@ from emdl._kernels import bands, network, products
 from emdl._kernels.layers import correlate_codes as correlate_at
 from emdl.backend import array_module, check_number, parallel_map
 from emdl.codes import SparseCodes
-from emdl.errors import ConvergenceWarning, InputError
-from emdl.ops import analyze_full, as_codes, correlate_signals, plane_stride, planes, residual_full, synthesize_full
+from emdl.errors import ConvergenceWarning, InputError, InputTypeError
+from emdl.ops import (
+    analyze_full,
+    as_codes,
+    correlate_signals,
+    plane_stride,
+    planes,
+    positions_of,
+    residual_full,
+    synthesize_full,
+)
 from emdl.prox import extrapolate, momentum_backward, shrink_backward_sum
-from emdl.unrolled import DenseLayers, MixedLayers, momenta
+from emdl.unrolled import DenseLayers, MixedLayers, Trace, momenta
+
+_ARRAYS = 8  # of the size of the codes, at most, that a backward pass holds beside the layers
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ def backward(trace, g_z, *, n_layers=None):
     >>> float(backward(trace, np.ones((1, 1, 3))).theta)
     -3.0
     """
+    if not isinstance(trace, Trace):
+        raise InputTypeError(f"trace is {trace!r}, wanted what unroll returns")
     array_module(trace.y, g_z)
     y, T = trace.y, trace.n_layers
     shape = trace.codes.shape
@@ -121,6 +135,28 @@ def backward_full(trace, g_z, *, n_layers=None):
     dtype = trace.y.dtype
     as_dtype = None if g_analysis is None else g_analysis.astype(dtype)
     return Grads(g_D.astype(dtype), g_theta.astype(dtype), g_y, float(g_step), as_dtype)
+
+
+def gradient_bytes(y, D, stride, n_layers):
+    """Return the memory that one signal takes on its way through the layers and back, dense.
+
+    Parameters
+    ----------
+    y : array (n, C, *S)
+        Signals.
+    D : array (K, C, *s)
+        Dictionary.
+    stride : tuple of int
+        Along each axis.
+    n_layers : int
+        Layers T.
+
+    Returns
+    -------
+    int
+    """
+    n_codes, n_samples = math.prod(positions_of(y, D, stride)[1:]), math.prod(y.shape[1:])
+    return y.itemsize * ((n_layers + _ARRAYS) * n_codes + _ARRAYS * n_samples)
 
 
 def _dense_backward(trace, g_z, stop):

@@ -19,20 +19,16 @@ Prefer
 - *decoder* as the cheapest of the gradients, where the codes hardly depend on the dictionary.
 """
 
-import math
-
 import numpy as np
 
 from emdl.backend import array_module
 from emdl.codes import SparseCodes
 from emdl.device import in_pieces, to_host
 from emdl.encoder import solve
-from emdl.gradients import backward_full, implicit_full, reconstruction_loss
-from emdl.ops import correlate_codes, correlate_signals, lipschitz, positions_of, synthesize_full
+from emdl.gradients import backward_full, gradient_bytes, implicit_full, reconstruction_loss
+from emdl.ops import correlate_codes, correlate_signals, lipschitz, synthesize_full
 from emdl.optim import exact_dictionary
 from emdl.unrolled import unroll_full
-
-_ARRAYS = 8  # of the size of the codes, at most, that a backward pass holds beside the layers
 
 _IMPLICIT = {"tol": 1e-3, "max_iter": 30}  # a rough solution is enough for a step
 
@@ -171,7 +167,7 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, m_step, optimizer, batches, n_laye
             trace = unroll_full(part[start:stop], D, theta, step, n_layers, positive, stride)
             return _sums(trace, target[start:stop], m_step, n_backward)
 
-        pieces = in_pieces(sums, len(part), _bytes_each(part, D, stride, n_layers), part)
+        pieces = in_pieces(sums, len(part), gradient_bytes(part, D, stride, n_layers), part)
         gradient, energy = map(sum, zip(*pieces, strict=True))
         D = optimizer.step(D, _without_unit(gradient, energy / len(D)))
     return D
@@ -237,13 +233,7 @@ def mean_error(D, y, wanted, lmbd, sigma, *, m_step, n_layers, tol, positive, st
         left = (synthesize_full(codes, D, stride) - wanted[start:stop]).astype(np.float64)
         return float((left**2).sum())
 
-    return sum(in_pieces(error, len(y), _bytes_each(y, D, stride, n_layers), y)) / y.size
-
-
-def _bytes_each(y, D, stride, n_layers):
-    """Return the memory that one signal takes while it is worked on."""
-    n_codes, n_samples = math.prod(positions_of(y, D, stride)[1:]), math.prod(y.shape[1:])
-    return y.itemsize * ((n_layers + _ARRAYS) * n_codes + _ARRAYS * n_samples)
+    return sum(in_pieces(error, len(y), gradient_bytes(y, D, stride, n_layers), y)) / y.size
 
 
 def _without_unit(gradient, energy):

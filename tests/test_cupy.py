@@ -503,6 +503,15 @@ def test_gradients_in_pieces_are_those_of_the_whole_batch(events, stand_in):
     np.testing.assert_allclose(fit(), want, rtol=1e-10)
 
 
+def test_the_gradient_of_the_rates_in_pieces_is_that_of_the_whole_batch(events, stand_in):
+    y, D0 = events
+    options = {"lmbd_rule": "paper-gradient", "max_iter": 2, "n_layers": 4, "sigma": 0.05, "learn_dictionary": False}
+    fit = lambda: emdl.em_fit(stand_in.asarray(y), 2, 7, D0=stand_in.asarray(D0), **options).model.lmbd.get()  # noqa: E731
+    want = fit()
+    standin.settings.free_bytes = 100_000
+    np.testing.assert_allclose(fit(), want, rtol=1e-10)
+
+
 def test_several_devices_give_the_sums_of_one(stand_in, rng):
     """phi, psi and the squared error over 5 signals on 3 devices: the M-step needs nothing else."""
     y, D, z = problem({**CASES[1], "n": 5}, rng)

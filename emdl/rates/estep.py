@@ -1,14 +1,17 @@
 """The E-step: codes at the current rates, and the rates and noise level that these codes suggest."""
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 
 from emdl.backend import array_module
+from emdl.device import in_pieces
 from emdl.encoder import solve
 from emdl.errors import InputError
-from emdl.gradients import backward
+from emdl.gradients import backward, gradient_bytes
 from emdl.ops import analyze_full, lipschitz
 from emdl.rates.laplace import Prior, lmbd_gradient, start_lmbd, step_lmbd, update_lmbd
 from emdl.rates.noise import residual_sigma
@@ -214,12 +217,18 @@ def _first_code(y, D, stride, positive, penalty, search):
 
 def _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, rate):
     """Return the rates after a gradient step on (4), codes and gradient those of the unrolled encoder."""
-    step = 1 / lipschitz(D, stride=stride)
-    trace = unroll(y, D, lmbd * sigma**2 * step, step, n_layers, positive=positive, stride=stride)
-    sums = measure(y, D, trace.z, stride)
-    xp = array_module(y)
-    g_z = xp.sign(trace.z) * lmbd.reshape(-1, *[1] * (y.ndim - 2)).astype(y.dtype)
-    through = backward(trace, g_z).theta.astype(np.float64) * sigma**2 * step
+    xp, step = array_module(y), 1 / lipschitz(D, stride=stride)
+    theta, column = lmbd * sigma**2 * step, lmbd.reshape(-1, *[1] * (y.ndim - 2)).astype(y.dtype)
+
+    def piece(start, stop):
+        part = y[start:stop]
+        trace = unroll(part, D, theta, step, n_layers, positive=positive, stride=stride)
+        through = backward(trace, xp.sign(trace.z) * column).theta.astype(np.float64)
+        return measure(part, D, trace.z, stride), through * sigma**2 * step
+
+    pieces = in_pieces(piece, len(y), gradient_bytes(y, D, stride, n_layers), y)
+    sums = functools.reduce(operator.add, (part for part, _ in pieces))
+    through = functools.reduce(operator.add, (part for _, part in pieces))
     gradient = lmbd_gradient(lmbd, sums.l1, sums.n_positions, prior, through=through)
     return step_lmbd(lmbd, gradient, sums.n_positions, prior, rate=0.3 * rate)
 
