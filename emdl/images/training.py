@@ -2,12 +2,14 @@ r"""Learning a denoising network from photographs: gradients through all layers,
 
 Noise is added to a crop x of a photograph, sigma drawn anew for each crop, and the network is asked for x. The loss is
 
-.. math:: \sum_{\mathrm{crops}} \|\hat x - x\|^2 / \sigma^{1.1}
+.. math:: \sum_{\mathrm{crops}} \sqrt{\|\hat x - x\|^2 / n + \sigma^2 / 100} \; / \; \sigma^{0.55}
 
-over the inner pixels of the crops; the power is that by which the error of a good denoiser grows with sigma, so that an
-improvement by a tenth of a decibel counts the same at every level.
+over the n inner pixels of a crop. The power is that by which the error of a good denoiser grows with sigma, so that an
+improvement by a tenth of a decibel counts the same at every level. The root lies between the squared error, in which
+crops full of texture outweigh all others, and its logarithm, of which the mean PSNR of images is made; and a crop on
+which the network fails altogether does not drown the rest.
 
-Where there are noisy images alone, Stein's unbiased estimate takes the place of the error [1]_,
+Where there are noisy images alone, Stein's unbiased estimate takes the place of the squared error [1]_,
 
 .. math:: \|\hat x - y\|^2 - n \sigma^2 + 2 \sigma^2 \sum_i \partial \hat x_i / \partial y_i,
 
@@ -39,6 +41,7 @@ from emdl.storage import new_file, old_file, read_array
 
 MARGIN = 7  # pixels at the rim of a crop that do not count: few atoms cover them
 _POWER = 1.1  # by which the squared error of a good denoiser grows with the noise level
+_FLOOR = 0.01  # of the mean squared error, in units of the noise: crops without detail do not count more than that
 _WARM = 0.02  # share of the training in which the rate rises
 _BETAS = (0.9, 0.99)
 _CLIP = 4.0  # a gradient longer than this many times the usual is cut
@@ -203,36 +206,41 @@ def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=
     Returns
     -------
     loss : float
-        ``weight * sum((output - clean) ** 2)`` over the inner pixels.
+        ``weight * sqrt(mean((output - clean) ** 2) + 0.01)`` over the inner pixels.
     filled : int
         Number of non-zeros of the last codes.
     """
     run = _Run(parameters, stride, noisy.shape, by_tap)
     out, filled = run.forward(noisy)
     error = _inner(out - clean, margin)
-    run.backward(np.float32(2 * weight) * error, gradient)
-    return weight * float(np.vdot(error, error)), filled
+    count = _count(noisy, margin)
+    root = math.sqrt(float(np.vdot(error, error)) / count + _FLOOR)
+    run.backward(np.float32(weight / (root * count)) * error, gradient)
+    return weight * root, filled
 
 
 def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=None, margin=MARGIN):
-    """Return the estimate of the loss of one crop from its noisy version alone, and add its gradient to `gradient`.
+    """Return the estimated squared error of one crop from its noisy version alone, and add its gradient to `gradient`.
 
     Parameters
     ----------
     signs : ndarray (C, H, W) of float32
         Independent, 1 or -1 with equal chance.
-    parameters, stride, noisy, weight, gradient, by_tap, margin
+    weight : float
+        Of the crop.
+    parameters, stride, noisy, gradient, by_tap, margin
         As in `loss_gradient`.
 
     Returns
     -------
     loss : float
-        Its mean is that of `loss_gradient`, but for the curvature of the network; it may be negative.
+        ``weight`` times an estimate of ``mean((output - clean) ** 2)`` over the inner pixels; it may be negative.
     filled : int
         Number of non-zeros of the last codes.
     """
     run = _Run(parameters, stride, noisy.shape, by_tap)
     signs = _inner(signs, margin)
+    weight = weight / _count(noisy, margin)
     push = np.float32(2 * weight / _STEP) * signs
     out, filled = run.forward(noisy)
     error = _inner(out - noisy, margin)
@@ -282,6 +290,11 @@ class _Run:
             np.empty(error.size, np.float32),
             np.empty((2, work.codes[2].shape[1]), np.float32),
         )
+
+
+def _count(image, margin):
+    """Return how many numbers of an image (C, H, W) do not lie at its rim."""
+    return image.shape[0] * (image.shape[1] - 2 * margin) * (image.shape[2] - 2 * margin)
 
 
 def _inner(image, margin):
@@ -475,12 +488,12 @@ def _batch(state, crops, sigma, batch, seed, noisy=False):
             crop = crops.draw(rng)
             level = rng.uniform(*sigma)
             crop = (crop - crop.mean(axis=(1, 2), keepdims=True)) / np.float32(level)
-            weight = level ** (2 - _POWER) / (batch * (crops.size - 2 * MARGIN) ** 2)
             if noisy:
                 signs = rng.integers(0, 2, crop.shape).astype(np.float32) * 2 - 1
-                pair, function = (crop, signs), risk_gradient
+                pair, function, weight = (crop, signs), risk_gradient, 1 / batch
             else:
                 pair, function = (crop + rng.standard_normal(crop.shape, np.float32), crop), loss_gradient
+                weight = level ** (1 - _POWER / 2) / batch
             one, nonzeros = function(parameters, state.stride, *pair, weight, gradient, by_tap=by_tap)
             loss, filled = loss + one, filled + nonzeros
         return loss, filled, gradient.vector
