@@ -59,7 +59,7 @@ class _Course:
 
 
 _NAMES = ("time", "unit", "amplitude")
-_NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+_NOTHING: tuple[np.ndarray, ...] = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
 def search(data, model, *, block, keeper, xp=np, progress=None):
