@@ -84,8 +84,9 @@ class Progress:
 def start_network(n_atoms, n_layers, n_channels=1, *, stride=2, rng=None):
     """Return the network that a training starts from: all layers alike, one step of (2) each.
 
-    The atoms are orthonormal bases of the 8 x 8 patches of each channel, made of cosines and of waves, so that a layer
-    with thresholds of zero gives an image back unchanged.
+    The atoms are orthonormal bases of 8 x 8 patches, made of cosines and of waves, so that a layer with thresholds of
+    zero gives a grey image back unchanged where the number of atoms is a multiple of 64. In colour, half of the atoms
+    are for brightness and the rest for the coarse structure of the colours.
 
     Parameters
     ----------
@@ -99,22 +100,30 @@ def start_network(n_atoms, n_layers, n_channels=1, *, stride=2, rng=None):
     Network
     """
     rng = np.random.default_rng(rng)
-    bases = [_cosines(), _waves()]
-    count = -(-n_atoms // (n_channels * ATOM**2))
-    D = np.zeros((count, n_channels, ATOM**2, n_channels, ATOM**2))
-    for i in range(count):
-        turned = bases[i] if i < len(bases) else np.linalg.qr(rng.standard_normal((ATOM**2,) * 2))[0]
-        for c in range(n_channels):
-            D[i, c, :, c] = turned
-    D = D.transpose(0, 2, 1, 3, 4).reshape(-1, n_channels, ATOM, ATOM)[:n_atoms]
+    colours = _colours(n_channels)
+    counts = [n_atoms // (2 * n_channels)] * n_channels  # half for brightness, half for the colours
+    counts[0] += n_atoms - sum(counts)
+    parts = []
+    for colour, count in zip(colours, counts, strict=True):
+        bases = [_cosines(), _waves()]
+        while len(bases) * ATOM**2 < count:
+            bases.append(np.linalg.qr(rng.standard_normal((ATOM**2, ATOM**2)))[0])
+        parts.append(colour[:, None] * np.concatenate(bases)[:count, None])
+    D = np.concatenate(parts).reshape(n_atoms, n_channels, ATOM, ATOM)
     D = D + 0.01 * rng.standard_normal(D.shape)
     D /= math.sqrt(lipschitz(D, stride=stride))
     noise = np.sqrt((D**2).sum(axis=(1, 2, 3)))
     tau = _FIRST * noise
-    flat = np.abs(D.mean(axis=(2, 3))).max(axis=1) * ATOM > 0.9 * noise
+    flat = np.linalg.norm(D.mean(axis=(2, 3)), axis=1) * ATOM > 0.9 * noise
     tau[flat] *= 0.1  # brightness is no detail that could be sparse
     layers = np.broadcast_to(D, (n_layers, *D.shape))
     return Network(layers, layers, np.broadcast_to(tau, (n_layers, n_atoms)), stride)
+
+
+def _colours(n_channels):
+    """Return orthonormal directions of colour, a row each, the first that of brightness."""
+    basis = np.cos(np.pi * (np.arange(n_channels) + 0.5) * np.arange(n_channels)[:, None] / n_channels)
+    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
 
 
 def _cosines():
