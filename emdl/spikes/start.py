@@ -5,6 +5,7 @@ import scipy.ndimage
 import scipy.signal
 import scipy.stats
 
+from emdl.backend import parallel_map
 from emdl.spikes import groups, snippets
 from emdl.spikes.mixture import cluster, components, project
 from emdl.spikes.whitening import convolve
@@ -13,6 +14,7 @@ _WIDTHS = (0.07, 0.14, 0.28)  # of the Gaussian bumps that events are compared w
 _FALSE = 1e-6  # probability that a sample of pure noise stands out
 _APART = 1.2  # duration units between events
 _DIMS, _MOST_GROUPS, _MOST_EVENTS = 10, 24, 3000
+_PIECE, _LEVEL = 1 << 16, 200_000  # samples compared by one thread; samples whose median is the level of the noise
 _FEW = 10  # events below which a group is not believed
 _LOOSE = 0.2  # variance of a group beyond the noise, relative to the energy of its mean, from which on it is a mixture
 
@@ -36,18 +38,28 @@ def prominence(x, whitening, unit):
     -------
     ndarray (N,)
     """
-    out = np.zeros(x.shape[1], np.float32)
-    time = np.arange(-3 * unit, 3 * unit + 1)
+    N, time = x.shape[1], np.arange(-3 * unit, 3 * unit + 1)
+    shapes = []
     for width in _WIDTHS:
         bump = np.exp(-0.5 * (time / (width * unit)) ** 2)
         shape = scipy.signal.oaconvolve(np.broadcast_to(bump, (len(x), len(time))), whitening.taps, mode="same", axes=1)
         middle = shape.shape[1] // 2
         shape = shape[:, middle - 3 * unit // 2 : middle + 3 * unit // 2 + 1]
-        shape = shape / np.linalg.norm(shape, axis=1, keepdims=True)
-        m = shape.shape[1] // 2
-        match = convolve(np.pad(x, ((0, 0), (m, m))), shape[:, ::-1])
-        level = np.median(np.abs(match), axis=1, keepdims=True) / 0.6745
-        np.maximum(out, ((match / level) ** 2).sum(axis=0), out=out)
+        shapes.append(shape[:, ::-1] / np.linalg.norm(shape, axis=1, keepdims=True))
+    m = shapes[0].shape[1] // 2
+
+    def matched(start):
+        a, b = start - m, min(start + _PIECE, N) + m
+        piece = np.pad(x[:, max(a, 0) : b], ((0, 0), (max(-a, 0), max(b - N, 0))))
+        return [convolve(piece, shape) for shape in shapes]
+
+    matches = parallel_map(matched, range(0, N, _PIECE))
+    every = max(1, N // _LEVEL)
+    out = np.zeros(N, np.float32)
+    for i in range(len(shapes)):
+        match = np.concatenate([piece[i] for piece in matches], axis=1)
+        level = np.median(np.abs(match[:, ::every]), axis=1, keepdims=True) / 0.6745
+        np.maximum(out, np.einsum("cn,cn->n", match / level, match / level), out=out)
     return out
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.signal
 
-from emdl.ops import analyze_full
+from emdl.backend import parallel_map
 from emdl.spikes import decision, kernels, trains
 from emdl.spikes.number import pool
 from emdl.spikes.snippets import best_lag
@@ -12,6 +12,7 @@ _DECOYS = 0.3  # spikes found in the residual turned upside down, per spike
 _FREE = 0.05  # share of a recording without spikes, below which it says nothing of the noise
 _MIXED = 0.5  # intervals in the refractory period, per interval there if spikes came at random
 _STRONG = 8.0  # mean amplitude from which on a unit may have short intervals: two neurons, but no noise
+_PIECE = 1 << 16  # samples looked at by one thread
 _LEFT = 0.15  # share of a waveform that two spikes of other units leave over, beside the noise
 _SAME_SHAPE = 0.9  # cosine from which on small spikes may be the later ones of a burst
 _RARE = 0.3  # spikes of a unit made of others, per spike of the rarer of them
@@ -125,19 +126,24 @@ def decoys(residual, events, units, unit_length):
     -------
     ndarray (K,)
     """
-    product = analyze_full(-residual[None], units.D, (1,))[0]
-    edge, s = np.zeros(product.shape[1] + 1, np.int64), units.D.shape[-1]
+    s, ready = units.D.shape[-1], decision.prepare(units)
+    n = residual.shape[1] - s + 1
+    edge = np.zeros(n + 1, np.int64)
     np.add.at(edge, np.maximum(events.time - s, 0), 1)
-    np.add.at(edge, np.minimum(events.time + s, product.shape[1]), -1)
+    np.add.at(edge, np.minimum(events.time + s, n), -1)
     free = np.cumsum(edge)[:-1] == 0
     if free.mean() < _FREE:
         return np.zeros(len(units))
-    product[:, ~free] = 0
-    found = [
-        len(scipy.signal.find_peaks(p, height=threshold, distance=max(1, unit_length // 2))[0])
-        for p, threshold in zip(product, units.threshold, strict=True)
-    ]
-    return np.array(found) / free.mean()
+
+    def counted(start):
+        product = -decision.products(residual[:, start : start + _PIECE + s - 1], ready)
+        product[:, ~free[start : start + _PIECE]] = 0
+        return [
+            len(scipy.signal.find_peaks(p, height=threshold, distance=max(1, unit_length // 2))[0])
+            for p, threshold in zip(product, units.threshold, strict=True)
+        ]
+
+    return np.sum(parallel_map(counted, range(0, n, _PIECE)), axis=0) / free.mean()
 
 
 def composed(units, count, k, scale):

@@ -177,8 +177,7 @@ def units_of(x, weight, groups_, n_samples, density):
         d = d / np.linalg.norm(d)
         amplitude = np.tensordot(x[group.clean], d, 2)
         mean = float(np.median(amplitude))
-        variance = (np.median(np.abs(amplitude - mean)) / 0.6745) ** 2 - 1  # the noise has variance 1
-        spread = np.clip(np.sqrt(max(variance, 0)), _LEAST_SPREAD * mean, _MOST_SPREAD * mean)
+        spread = spread_of(amplitude, mean)
         misfit = (x[group.clean] ** 2).sum(axis=(1, 2)) - amplitude**2
         bound = _RAGGED[0] * mean**2 + (1 + _RAGGED[1]) * density * d.size
         if np.median(misfit) < bound or np.count_nonzero(n < _RARE * count) < 2:
@@ -187,6 +186,12 @@ def units_of(x, weight, groups_, n_samples, density):
         return Units(np.zeros((0, *x.shape[1:]), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
     D, mean, spread, rate = zip(*rows, strict=True)
     return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
+
+
+def spread_of(amplitude, mean):
+    """Return the standard deviation of amplitudes (n,) about their mean, without the noise, within bounds."""
+    variance = (np.median(np.abs(amplitude - mean)) / 0.6745) ** 2 - 1  # the noise has variance 1
+    return float(np.clip(np.sqrt(max(variance, 0)), _LEAST_SPREAD * mean, _MOST_SPREAD * mean))
 
 
 def grow(x, residual, events, whitening, scale, rng):

@@ -59,6 +59,13 @@ class Whitening:
         """Samples m on either side that a filtered sample depends on."""
         return len(self.band_taps) // 2
 
+    def of_channels(self, channels):
+        """Return what is known of some channels, whose mixing with the others is done."""
+        mixing = self.mixing[np.ix_(channels, channels)]
+        return replace(
+            self, offset=self.offset[channels], taps=self.taps[channels], mixing=mixing, noise=self.noise[channels]
+        )
+
     def scaled(self, factor):
         """Return the map with its output multiplied by `factor`."""
         return replace(self, mixing=self.mixing * factor)

@@ -1,0 +1,207 @@
+"""Many channels: units are learned in neighbourhoods of a few channels, and put together.
+
+Every channel belongs to the core of one neighbourhood; channels near the core belong to it as a margin, so that units
+there are told from those of the core. The EM of a tetrode runs in each neighbourhood, and units whose largest channel
+lies in the core are kept. Then the units of all are learned on together: the spikes of all are found at once, and each
+waveform is averaged on the channels where it has energy. The work grows with the number of channels, not its square.
+"""
+
+import numpy as np
+
+from emdl.spikes import decision, groups, snippets, trains, update
+from emdl.spikes.decision import Units
+
+MOST = 8  # channels that are learned as one neighbourhood
+_CORE, _MARGIN = 4, 4  # channels of a neighbourhood
+_LOOKED = 400  # spikes of a unit that its waveform is averaged from
+_SHARE, _CERTAIN = 0.01, 4.0  # of the energy of a waveform, and of that of noise, that a channel must hold to belong
+_ALIKE, _COMMON = 0.8, 0.5  # cosine and share of common energy of two waveforms that may be of one unit
+_FEW = 8  # spikes below which a unit is given up
+
+
+def distances(x, positions=None):
+    """Return how far channels are from one another, (C, C).
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Signals in the pass band; without places, channels are near that carry the same.
+    positions : array (C, m), optional
+        Places of the channels.
+
+    Returns
+    -------
+    ndarray (C, C)
+    """
+    if positions is not None:
+        return np.linalg.norm(positions[:, None] - positions, axis=2)
+    some = x[:, :: max(1, x.shape[1] // 200_000)].astype(np.float64)
+    return 1 - np.abs(np.corrcoef(some))
+
+
+def neighbourhoods(distance):
+    """Return the channels of each neighbourhood, the core first, and how many belong to the core.
+
+    Parameters
+    ----------
+    distance : array (C, C)
+        Of channels.
+
+    Returns
+    -------
+    list of (ndarray of int, int)
+    """
+    C = len(distance)
+    left, found = np.ones(C, bool), []
+    seed = int(distance.sum(axis=1).argmax())  # at one end of the probe
+    while left.any():
+        nearest = np.argsort(np.where(left, distance[seed], np.inf), kind="stable")
+        core = nearest[: min(_CORE, int(left.sum()))]
+        left[core] = False
+        to_core = distance[core].min(axis=0)
+        to_core[core] = np.inf
+        margin = np.argsort(to_core, kind="stable")[: min(_MARGIN, C - len(core))]
+        found.append((np.concatenate([core, margin]), len(core)))
+        if left.any():
+            seed = int(np.where(left, distance[~left].min(axis=0), np.inf).argmin())
+    return found
+
+
+def in_core(units, n_core):
+    """Return which units of a neighbourhood have their largest channel in its core, (K,) of bool."""
+    return (units.D.astype(np.float64) ** 2).sum(axis=2).argmax(axis=1) < n_core
+
+
+def spread_out(units, channels, n_channels):
+    """Return the units of a neighbourhood as units of all channels."""
+    D = np.zeros((len(units), n_channels, units.D.shape[2]), np.float32)
+    D[:, channels] = units.D
+    return Units(D, units.mean, units.spread, units.rate)
+
+
+def step(x, units, scale, density, rng, xp=np):
+    """Find the spikes of all units at once and return the units that their spikes make, without duplicates.
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Whitened signal.
+    units : Units
+        At least one.
+    scale : Scale
+        Durations.
+    density : float
+        Variance of a sample of noise.
+    rng : Generator
+        Chooses the spikes that waveforms are averaged from.
+    xp : module
+        As in `decision.decide`.
+
+    Returns
+    -------
+    Units
+        Those with a few spikes.
+    kept : ndarray (K',) of int
+        Which of the units each was.
+    events : Events
+    residual : ndarray (C, N)
+    """
+    events, residual = decision.decide(x, units, scale.unit, xp=xp)
+    inside = update.inside(events, x.shape[1], scale.length, 8)
+    chosen = chosen_spikes(inside, units, scale, rng)
+    rows, kept = [], []
+    for k, (clean, every) in enumerate(chosen):
+        if len(every) >= _FEW:
+            rows.append((*_unit_of(residual, inside.take(clean), units, k, density), len(every) / x.shape[1]))
+            kept.append(k)
+    if not rows:
+        return units.take([]), np.zeros(0, int), events, residual
+    D, mean, spread, rate = zip(*rows, strict=True)
+    made = Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
+    alone = _without_duplicates(made, [chosen[k] for k in kept], inside, residual, units, x.shape[1], scale)
+    return made.take(alone), np.array(kept)[alone], events, residual
+
+
+def chosen_spikes(events, units, scale, rng):
+    """Return for each unit some spikes that no other on its channels overlaps by half, and all its spikes.
+
+    Parameters
+    ----------
+    events : Events
+        By increasing time.
+    units : Units
+        All units.
+    scale : Scale
+        Durations.
+    rng : Generator
+        Chooses some.
+
+    Returns
+    -------
+    list of (ndarray of int, ndarray of int)
+        Indices of spikes.
+    """
+    on = (units.D != 0).any(axis=2).astype(np.float32)
+    near = on @ on.T > 0
+    found = []
+    for k in range(len(units)):
+        around = np.flatnonzero(near[k][events.unit])
+        gap = np.diff(events.time[around]) > scale.length // 2
+        single = np.append(True, gap) & np.append(gap, True)
+        own = events.unit[around] == k
+        every, clean = around[own], around[own & single]
+        clean = clean if len(clean) >= max(15, 0.2 * len(every)) else every
+        if len(clean) > _LOOKED:
+            clean = np.sort(rng.choice(clean, _LOOKED, replace=False))
+        found.append((clean, every))
+    return found
+
+
+def spikes_of(residual, events, template, channels):
+    """Return spikes of one unit on some channels with everything else taken out, aligned to parts of a sample."""
+    room = 4
+    s = template.shape[-1]
+    x = snippets.cut(residual[channels], events.time - room, s + 2 * room)
+    moved = decision.bank(template[None])[0][:, channels]
+    x[:, :, room : room + s] += events.amplitude[:, None, None] * moved[events.shift]
+    return snippets.advance(x, decision.shifts()[events.shift])[:, :, room : room + s]
+
+
+def _unit_of(residual, events, units, k, density):
+    """Return template, mean and spread of the amplitudes that some spikes of a unit make."""
+    channels = np.arange(len(residual))
+    x = spikes_of(residual, events, units.D[k], channels)
+    mean = np.tensordot(events.amplitude, x, 1) / events.amplitude.sum()
+    energy = (mean.astype(np.float64) ** 2).sum(axis=1)
+    noise = density * mean.shape[1] / len(x)
+    near = energy > max(_SHARE * energy.max(), _CERTAIN * noise)
+    near[np.argsort(-energy)[2 * MOST :]] = False
+    near[energy.argmax()] = True
+    mean[~near] = 0
+    d = mean / np.linalg.norm(mean)
+    amplitude = np.tensordot(x, d, 2)
+    middle = float(np.median(amplitude))
+    return d, middle, update.spread_of(amplitude, middle)
+
+
+def _without_duplicates(made, chosen, events, residual, units, n_samples, scale):
+    """Return the indices of units that are not the same as a larger one, (K',) of int."""
+    energy = (made.D.astype(np.float64) ** 2).sum(axis=2)
+    kept = []
+    for k in np.argsort(-np.array([len(every) for _, every in chosen]), kind="stable").tolist():
+        same = False
+        for j in kept:
+            common = np.minimum(energy[j], energy[k]).sum()
+            if common < _COMMON or snippets.best_lag(made.D[j], made.D[k], scale.unit // 3)[1] < _ALIKE:
+                continue
+            lag = snippets.best_lag(made.D[j], made.D[k], scale.unit // 3)[0]
+            channels = np.flatnonzero(energy[j] + energy[k] > 0)
+            x = [spikes_of(residual, events.take(chosen[i][0]), units.D[int(events.unit[chosen[i][0][0]])], channels)
+                 for i in (j, k)]  # fmt: skip
+            times = [events.time[chosen[i][1]] for i in (j, k)]
+            same = trains.one_neuron(*times, n_samples, scale.unit) or not groups.separate(x[0], x[1], lag)
+            if same:
+                break
+        if not same:
+            kept.append(k)
+    return np.sort(np.array(kept, int))
