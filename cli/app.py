@@ -78,6 +78,7 @@ def root(
 ):
     """Learn the waveforms in a signal and where each of them stands; take the noise out of pictures.
 
+    [b]emdl sort sample[/b]                                    spikes of a recording; here, of a simulated one
     [b]emdl train --task spikes[/b]                            try it, no data needed
     [b]emdl train --task spikes rec.npz -o model.h5[/b]        learn from a recording
     [b]emdl detect rec.npz --model model.h5 -o spikes.csv[/b]  find every spike
@@ -127,6 +128,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the saved state of an interrupted run.")] = False,
     fs: opt.Fs = None,
     key: opt.Key = None,
+    series: opt.Series = None,
     dtype: opt.Dtype = None,
     channels: opt.Channels = None,
     layout: opt.LayoutOption = None,
@@ -166,7 +168,7 @@ def train(
     from .train import train_spikes
 
     _check_unused(task, minutes=minutes, atoms=atoms, layers=layers, colour=colour)
-    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
     learn = {
         "n_units": units,
         "band": band,
@@ -242,14 +244,123 @@ def denoise(
 
 
 @app.command(epilog=EXIT_CODES)
+def sort(
+    recording: opt.Recording,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Spikes: .csv, .npz, .nwb, or no ending: a folder for phy; repeatable. Others share the stem of the "
+            "first. [dim](default: emdl-sorted.csv)[/dim]",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="The page, .html or .png. [dim](default: STEM.html)[/dim]"),
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no page.")] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", metavar="FILE", help="Use this model, learn none.")
+    ] = None,
+    units: Annotated[
+        int | None, typer.Option("--units", metavar="N", min=1, help="Number of units; found by default.")
+    ] = None,
+    band: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--band", metavar="LOW HIGH", help="Pass band, Hz.", show_default=False),
+    ] = None,
+    window_ms: Annotated[
+        float | None, typer.Option("--window-ms", metavar="MS", help="Length of a waveform, ms.")
+    ] = None,
+    max_iter: Annotated[
+        int | None, typer.Option("--max-iter", metavar="N", min=1, help="Most iterations of EM.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same units.")] = 0,
+    checkpoint_every: opt.CheckpointEvery = 60.0,
+    resume: opt.Resume = False,
+    fs: opt.Fs = None,
+    key: opt.Key = None,
+    series: opt.Series = None,
+    dtype: opt.Dtype = None,
+    channels: opt.Channels = None,
+    layout: opt.LayoutOption = None,
+    skip_channel: opt.SkipChannel = None,
+    config: opt.Config = None,
+    device: opt.Device = opt.DeviceName.CPU,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    json: opt.Json = False,
+):
+    """Sort the spikes of a recording: learn its units, find every spike, say what each unit is worth.
+
+    Writes the spikes, a page that shows them (.html), a table of the units (-units.csv) and the model (.h5).
+
+    [b]emdl sort sample[/b]                          try it, no data needed
+    [b]emdl sort rec.dat --dtype int16 --channels 4 --fs 30000[/b]
+    [b]emdl sort day.nwb -o sorted.nwb -o phy[/b]    units for NWB, a folder for phy
+    [b]emdl sort rec.npz --units 5 --report page.png[/b]
+    """
+    from .sort import DEFAULT, sort_recording
+
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
+    outputs = output or [Path(DEFAULT)]
+    if no_report and report:
+        raise InputError("--report and --no-report contradict each other; leave out one")
+    page = None if no_report else report or outputs[0].with_name(outputs[0].with_suffix("").name + ".html")
+    learn = {"n_units": units, "band": band, "window_ms": window_ms, "max_iter": max_iter, "rng": seed}
+    if model and any(value is not None for name, value in learn.items() if name != "rng"):
+        raise InputError("--units, --band, --window-ms and --max-iter say how to learn, but --model was given")
+    sort_recording(
+        source, outputs, page, learn | {"device": device.value}, model_path=model, checkpoint_every=checkpoint_every,
+        resume=resume, force=force, quiet=quiet, as_json=json,
+    )  # fmt: skip
+
+
+@app.command(epilog=EXIT_CODES)
+def compare(
+    spikes: Annotated[
+        Path,
+        typer.Argument(metavar="SPIKES", help="What was found: .csv, .npz, or a folder of phy.", show_default=False),
+    ],
+    truth: Annotated[
+        Path, typer.Argument(metavar="TRUTH", help="What is true, or another sorting.", show_default=False)
+    ],
+    delta_ms: Annotated[float, typer.Option("--delta-ms", metavar="MS", min=0, help="Spikes match within this.")] = 0.4,
+    fs: opt.Fs = None,
+    json: opt.Json = False,
+):
+    """Hold spikes against the truth, unit by unit: accuracy, recall and precision, as SpikeInterface defines them.
+
+    Units are paired one to one (Hungarian method) if they agree to at least 0.5.
+
+    [b]emdl compare emdl-sorted.csv truth.npz[/b]
+    [b]emdl compare mine.csv phy-folder --delta-ms 1[/b]
+    """
+    from .compare import compare_spikes
+
+    compare_spikes(spikes, truth, delta_ms=delta_ms, fs=fs, as_json=json)
+
+
+@app.command(epilog=EXIT_CODES)
 def detect(
     recording: opt.Recording,
     model: opt.Model,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Table, .csv or .npz; default: CSV on stdout.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Spikes: .csv, .npz, .nwb, or no ending: a folder for phy; default: CSV on stdout.",
+        ),
     ] = None,
+    checkpoint_every: opt.CheckpointEvery = 60.0,
+    resume: opt.Resume = False,
     fs: opt.Fs = None,
     key: opt.Key = None,
+    series: opt.Series = None,
     dtype: opt.Dtype = None,
     channels: opt.Channels = None,
     layout: opt.LayoutOption = None,
@@ -266,11 +377,15 @@ def detect(
 
     [b]emdl detect rec.npz --model model.h5 -o spikes.csv[/b]
     [b]emdl detect rec.npz --model model.h5 | head[/b]
+    [b]emdl detect day.dat --model model.h5 -o spikes.npz --resume[/b]  go on after an interrupt
     """
     from .detect import detect_spikes
 
-    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
-    detect_spikes(source, model, output, device=device.value, force=force, quiet=quiet, as_json=json)
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
+    detect_spikes(
+        source, model, output, device=device.value, checkpoint_every=checkpoint_every, resume=resume, force=force,
+        quiet=quiet, as_json=json,
+    )  # fmt: skip
 
 
 @app.command(epilog=EXIT_CODES)
@@ -280,6 +395,7 @@ def encode(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.npz", help="The codes.", show_default=False)],
     fs: opt.Fs = None,
     key: opt.Key = None,
+    series: opt.Series = None,
     dtype: opt.Dtype = None,
     channels: opt.Channels = None,
     layout: opt.LayoutOption = None,
@@ -299,7 +415,7 @@ def encode(
     """
     from .encode import encode_recording
 
-    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()))
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
     encode_recording(source, model, output, device=device.value, force=force, quiet=quiet, as_json=json)
 
 

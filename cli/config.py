@@ -4,7 +4,7 @@ import tomllib
 
 from emdl.errors import FileFormatError, InputError
 
-SECTIONS = ("train", "detect", "encode", "denoise")
+SECTIONS = ("train", "sort", "detect", "encode", "denoise")
 
 
 def defaults(path, command, known):

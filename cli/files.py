@@ -27,7 +27,7 @@ def check_outputs(paths, *, force, inputs=()):
     paths = list(paths)
     taken = [path for path in paths if path.exists()]
     for path in taken:
-        if path.is_dir():
+        if path.is_dir() and not _of_phy(path):
             raise InputError(f"{path} is a folder; name a file")
         if any(source.exists() and path.samefile(source) for source in inputs):
             raise InputError(f"{path} is both read and written; choose another -o")
@@ -36,6 +36,11 @@ def check_outputs(paths, *, force, inputs=()):
     if taken and not force:
         verb = "exists" if len(taken) == 1 else "exist"
         raise InputError(f"{', '.join(map(str, taken))} {verb}; overwrite with --force or choose another -o")
+
+
+def _of_phy(path):
+    """Return whether a folder is one for phy, which may be replaced, or empty."""
+    return not path.suffix and ((path / "params.py").is_file() or not any(path.iterdir()))
 
 
 def _check_folder(folder):
@@ -91,3 +96,24 @@ def replacing(path):
     from emdl import storage
 
     return storage.replacing(path)
+
+
+def save_sorting(path, result):
+    """Write a sorting to a file, or to a folder for phy, whole or not at all; what stood there is replaced.
+
+    Parameters
+    ----------
+    path : Path
+        As `emdl.spikes.Sorting.save` takes it.
+    result : Sorting
+        The sorting.
+    """
+    import shutil
+
+    if path.suffix:
+        with replacing(path) as part:
+            result.save(part)
+        return
+    if path.is_dir():
+        shutil.rmtree(path)
+    result.save(path)

@@ -40,6 +40,7 @@ class Source:
     channels: int | None = None
     layout: Layout | None = None
     skip_channel: tuple[int, ...] = ()
+    series: str | None = None
 
 
 def _apply_config(ctx: typer.Context, path: pathlib.Path | None):
@@ -53,7 +54,7 @@ Recording = Annotated[
     pathlib.Path,
     typer.Argument(
         metavar="RECORDING",
-        help=".npy, .npz, raw .dat/.bin/.raw, HDF5, or [b]sample[/b]: the simulated tetrode.",
+        help=".npy, .npz, raw .dat/.bin/.raw, HDF5, NWB, what Neo or SpikeInterface read, or [b]sample[/b].",
         show_default=False,
     ),
 ]
@@ -72,6 +73,15 @@ Key = Annotated[
     str | None,
     typer.Option(
         "--key", metavar="NAME", help="Array in .npz or HDF5 [dim](data)[/dim].", rich_help_panel=ABOUT_RECORDING
+    ),
+]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        "--series",
+        metavar="NAME",
+        help="Which recording, where NWB or a recording system holds several.",
+        rich_help_panel=ABOUT_RECORDING,
     ),
 ]
 Dtype = Annotated[
@@ -126,6 +136,11 @@ Config = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option("--checkpoint-every", metavar="S", min=0, help="Save the state of a run every S seconds."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the saved state of an interrupted run.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that exist.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=RUNNING)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=RUNNING)]

@@ -43,6 +43,31 @@ def of_training(recording, model, spikes, outputs, seconds, seed):
     }
 
 
+def of_sorting(result, outputs, seconds, seed):
+    """Return the facts of a sorting.
+
+    Parameters
+    ----------
+    result : Sorting
+        What was found.
+    outputs : dict of str to Path
+        What was written.
+    seconds : float
+        How long it took.
+    seed : int
+        Seed.
+
+    Returns
+    -------
+    dict
+    """
+    return of_training(result.recording, result.model, result.spikes, outputs, seconds, seed) | {
+        "units": result.quality,
+        "unit": result.recording.unit,
+        "gaps": result.recording.gaps,
+    }
+
+
 def describe(recording):
     """Return the facts of a recording."""
     return {
@@ -54,7 +79,7 @@ def describe(recording):
     }
 
 
-def as_text(facts, next_steps):
+def as_text(facts, next_steps, *, done="learned"):
     """Return the report as rich renderables.
 
     Parameters
@@ -63,6 +88,8 @@ def as_text(facts, next_steps):
         From `of_training`.
     next_steps : sequence of str
         What to type next.
+    done : str
+        What took the time.
 
     Returns
     -------
@@ -75,7 +102,7 @@ def as_text(facts, next_steps):
     where = f"{_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz"
     head = (
         f"[b]{found}[/b] in {recording['seconds']:.1f} s of {escape(recording['name'])} ({where}), "
-        f"learned in {facts['seconds']:.1f} s"
+        f"{done} in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
     said = [*facts["message"].split("; "), *tables.doubts(facts["units"])]
@@ -85,8 +112,43 @@ def as_text(facts, next_steps):
     return parts
 
 
+def sorting_as_text(facts, next_steps):
+    """Return the report of a sorting as rich renderables.
+
+    Parameters
+    ----------
+    facts : dict
+        From `of_sorting`.
+    next_steps : sequence of str
+        What to type next.
+
+    Returns
+    -------
+    list
+    """
+    parts = as_text(facts, next_steps, done="sorted")
+    if not facts["units"]:
+        del parts[1]
+        parts[0] = "[b]No units[/b]: nothing stands out of the noise again and again.\n" + parts[0]
+    return parts
+
+
 def _count(number, word):
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+_COLUMNS = (
+    ("spikes", "spikes", "{:,}"),
+    ("rate, Hz", "rate_hz", "{:.2f}"),
+    ("peak", "peak", "{:.4g}"),
+    ("on\nch", "channel", "{}"),
+    ("SNR", "snr", "{:.1f}"),
+    ("pres-\nence", "presence", "{:.0%}"),
+    ("conta-\nmin.", "contamination", "{:.0%}"),
+    ("d\nprime", "isolation", "{:.1f}"),
+    ("missed", "expected_misses", "{:.1%}"),
+    ("false\nalarms", "expected_false_alarms", "{:.1%}"),
+)
 
 
 def unit_table(units):
@@ -95,7 +157,7 @@ def unit_table(units):
     Parameters
     ----------
     units : list of dict
-        From `emdl.spikes.tables.summarize`.
+        From `emdl.spikes.tables.summarize`, or from `emdl.spikes.quality.assess`, which knows more.
 
     Returns
     -------
@@ -104,16 +166,14 @@ def unit_table(units):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("unit", "spikes", "rate, Hz", "peak", "on channel", "SNR"):
-        table.add_column(title, justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    known = [column for column in _COLUMNS if not units or column[1] in units[0]]
+    for title in ("unit", *(title for title, *_ in known)):
+        table.add_column(title, justify="right", vertical="bottom")
     for unit in units:
-        table.add_row(
-            str(unit["unit"]),
-            f"{unit['spikes']:,}",
-            f"{unit['rate_hz']:.2f}",
-            f"{unit['peak']:.4g}",
-            str(unit["channel"]),
-            f"{unit['snr']:.1f}",
-        )
+        table.add_row(str(unit["unit"]), *(_cell(unit[key], form) for _, key, form in known))
     return table
+
+
+def _cell(value, form):
+    return "-" if value != value else form.format(value)  # NaN: too few spikes to say

@@ -208,6 +208,70 @@ class _Lines:
 
 
 @contextlib.contextmanager
+def searching(*, quiet):
+    """Show the progress of a search for spikes: a bar in a terminal, a line every few seconds elsewhere.
+
+    Yields
+    ------
+    callable or None
+        To be called with an `emdl.spikes.streaming.Searched` after every block.
+    """
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _search_bar() as callback:
+            yield callback
+    else:
+        yield _SearchLines()
+
+
+class _SearchLines:
+    """Print how far a search has come, every five seconds; one that is over sooner says nothing."""
+
+    def __init__(self, every=5.0):
+        self.every, self.last = every, time.monotonic()
+
+    def __call__(self, state):
+        now = time.monotonic()
+        if now - self.last >= self.every:
+            self.last = now
+            say(
+                f"searched {clock(state.done_s)} of {clock(state.total_s)}: {state.n_spikes:,} spikes, "
+                f"about {clock(state.left)} left"
+            )
+
+
+def clock(seconds):
+    """Return a duration as text: 1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def _search_bar():
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("searching"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console(sys.stderr),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def show(state):
+            words = f"{clock(state.done_s)} of {clock(state.total_s)}, {state.n_spikes:,} spikes"
+            bar.update(task, description=words, total=state.total_s, completed=state.done_s)
+
+        yield show
+
+
+@contextlib.contextmanager
 def _live_bar():
     from rich.console import Group
     from rich.live import Live

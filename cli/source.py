@@ -49,8 +49,36 @@ def read(source, model=None, *, quiet=False):
     else:
         recording = recordings.read(source.path, **_said(source, model))
     if model is not None:
-        _check_fit(recording, model)
+        check_fit(recording, model)
+    if not quiet:
+        _warn_of_oddities(recording, model)
     return recording
+
+
+def _warn_of_oddities(recording, model):
+    from emdl.spikes import checks
+
+    band = {} if model is None else {"low_hz": model.band[0]}
+    for sentence in checks.of_recording(recording, **band):
+        screen.say(f"warning: {sentence}")
+
+
+def warn_of_units(model, *, quiet=False):
+    """Say if the waveforms of a model last as no spikes do, as with a wrong sampling rate."""
+    from emdl.spikes import checks
+
+    for sentence in [] if quiet else checks.of_units(model):
+        screen.say(f"warning: {sentence}")
+
+
+def warn_of_growth(recording):
+    """Say if the file has grown since it was read: what was added was not looked at."""
+    grown = recording.growth()
+    if grown:
+        screen.say(
+            f"warning: {recording.name} has grown by {grown:,} bytes since it was opened; what came after the first "
+            f"{recording.seconds:.1f} s was not looked at"
+        )
 
 
 def _said(source, model):
@@ -61,6 +89,7 @@ def _said(source, model):
     return {
         "fs": source.fs,
         "key": source.key,
+        "series": source.series,
         "dtype": source.dtype,
         "n_channels": channels,
         "layout": source.layout and source.layout.value,
@@ -69,7 +98,14 @@ def _said(source, model):
     }
 
 
-def _check_fit(recording, model):
+def check_fit(recording, model):
+    """Raise unless the recording has the channels and the sampling rate of the model.
+
+    Raises
+    ------
+    InputError
+        With the numbers of both.
+    """
     channels = model.waveforms.shape[1]
     if recording.n_channels != channels:
         raise InputError(
@@ -88,7 +124,7 @@ def command_line(source):
     if is_sample(source):
         return SAMPLE
     words = [str(source.path)]
-    for flag in ("fs", "key", "dtype", "channels", "layout"):
+    for flag in ("fs", "key", "series", "dtype", "channels", "layout"):
         value = getattr(source, flag)
         if value is not None:
             words += [f"--{flag}", f"{value:.15g}" if isinstance(value, float) else str(value)]

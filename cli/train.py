@@ -76,12 +76,14 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
 
 def _learn(recording, learn, quiet):
     from emdl import spikes
+    from emdl.spikes import sorting
 
     given = {name: value for name, value in learn.items() if value is not None}
     try:
         with screen.learning(quiet=quiet) as show, signals.after_the_iteration(show) as callback:
-            model = spikes.fit(recording.data, recording.fs, callback=callback, **given)
-        return model, spikes.detect(recording.data, model, device=learn["device"])
+            model = spikes.fit(recording.without_gaps(), recording.fs, callback=callback, **given)
+        source.warn_of_units(model, quiet=quiet)
+        return model, sorting.find(recording, model, device=learn["device"])
     except (KeyboardInterrupt, signals.Stopped):
         _say_how_to_go_on(learn["checkpoint"])
         raise

@@ -17,7 +17,7 @@ _HOME = {
     "sort": "sorting",
     "Sorting": "sorting",
 }
-_MODULES = ("plot", "quality", "recordings", "tables")
+_MODULES = ("checks", "plot", "quality", "recordings", "report", "tables")
 
 __all__ = [*_HOME, *_MODULES]
 

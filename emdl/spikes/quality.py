@@ -54,7 +54,7 @@ _DRAWN = 2000  # spikes of each unit, drawn from the model
 _FEW = 10  # spikes below which nothing is said of their distribution
 _CENSORED = 0.5  # duration units, in which two spikes cannot be told apart
 _REFRACTORY = 2  # duration units
-_TELLING = 3.0  # violations by spikes at random, below which their number tells nothing
+_TELLING = 10.0  # violations by spikes at random, below which their number tells nothing
 _LONG_BIN_S, _BINS = 60.0, 20  # of the presence
 
 

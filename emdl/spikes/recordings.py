@@ -388,7 +388,7 @@ def check_values(data, name="data"):
 def _scan(data, name, shortest):
     """Return the stretches that hold no signal, (m, 2): NaN on all channels, or all constant for `shortest` samples.
 
-    Raises as `check_values` says, but for NaN on all channels at once. Of integers, which hold no NaN, some samples only
+    Raises as `check_values`, but for NaN on all channels at once. Of integers, which hold no NaN, only some samples
     are looked at, near enough to each other to meet every stretch of `shortest` samples twice.
     """
     C, N = data.shape

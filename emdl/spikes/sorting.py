@@ -77,7 +77,11 @@ class Sorting:
             shutil.move(made, path)
 
     def to_spikeinterface(self):
-        """Return the units as a `spikeinterface.NumpySorting`, their quality as properties of the units.
+        """Return the units as a sorting of SpikeInterface, their quality as properties of the units.
+
+        Returns
+        -------
+        spikeinterface.NumpySorting
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 
 import numpy as np
 
@@ -86,6 +87,76 @@ def read(path):
         columns = _columns_of_csv(path) if path.suffix.lower() == ".csv" else storage.read_npz(path, COLUMNS)[0]
         kinds = {"sample": np.int64, "time_s": np.float64, "unit": np.int64, "amplitude": np.float64}
         return {name: columns[name].astype(kind) for name, kind in kinds.items()}
+
+
+_SAMPLES, _UNITS = ("sample", "spike_samples", "spike_times", "sample_index"), ("unit", "spike_units", "spike_labels")
+
+
+def read_any(path):
+    """Return times and units of a sorting or of a truth.
+
+    Parameters
+    ----------
+    path : str or Path
+        Written by `write`; an ``.npz`` with times in samples (``sample``, ``spike_samples``, ``spike_times`` or
+        ``sample_index``) and units (``unit``, ``spike_units`` or ``spike_labels``), or a folder for phy.
+
+    Returns
+    -------
+    dict
+        ``sample`` (float64: a truth may lie between samples) and ``unit`` (int64), of shape (n,), and ``fs`` in Hz or
+        None.
+
+    Raises
+    ------
+    FileFormatError
+        If it is none of these.
+    InputError
+        If the ending is unknown, or the times are seconds.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _read_phy(path)
+    if path.suffix.lower() != ".npz":
+        columns = read(path)
+        fs = _rate_of_times(columns["sample"], columns["time_s"])
+        return {"sample": columns["sample"].astype(np.float64), "unit": columns["unit"], "fs": fs}
+    if not path.is_file():
+        raise FileFormatError(f"{path} is not a file")
+    held = storage.read_npz(path, (*_SAMPLES, *_UNITS, "fs"))[0]
+    sample, unit = (next((held[name] for name in names if name in held), None) for names in (_SAMPLES, _UNITS))
+    if sample is None or unit is None:
+        raise FileFormatError(
+            f"{path.name} holds no spikes; wanted their times in samples ({', '.join(_SAMPLES)}) and their units "
+            f"({', '.join(_UNITS)})"
+        )
+    if sample.ndim != 1 or unit.shape != sample.shape:
+        raise FileFormatError(f"{path.name} holds {sample.shape} times and {unit.shape} units; wanted one unit a spike")
+    return {"sample": sample.astype(np.float64), "unit": unit.astype(np.int64), "fs": _rate(held.get("fs"))}
+
+
+def _rate_of_times(sample, time_s):
+    """Return the roundest sampling rate, Hz, by which times that were written to the microsecond are these samples."""
+    last = int(time_s.argmax()) if len(time_s) else 0
+    if len(time_s) == 0 or time_s[last] <= 0:
+        return None
+    fs = sample[last] / time_s[last]
+    unsure = fs * 1e-6 / time_s[last]
+    return next((float(r) for r in (round(fs, d) for d in range(-3, 4)) if abs(r - fs) <= unsure), float(fs))
+
+
+def _rate(stored):
+    return None if stored is None else float(np.asarray(stored).item())
+
+
+def _read_phy(path):
+    try:
+        sample = np.load(path / "spike_times.npy", allow_pickle=False).ravel().astype(np.float64)
+        unit = np.load(path / "spike_clusters.npy", allow_pickle=False).ravel().astype(np.int64)
+        found = re.search(r"^sample_rate\s*=\s*([0-9.eE+]+)", (path / "params.py").read_text(encoding="utf-8"), re.M)
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is no folder of phy: {error}") from error
+    return {"sample": sample, "unit": unit, "fs": float(found.group(1)) if found else None}
 
 
 def _columns_of_csv(path):
