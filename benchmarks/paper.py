@@ -41,6 +41,9 @@ def main(arguments=None):
 
 
 def _claim(name, folder, *, quick, compute):
+    import matplotlib
+
+    from benchmarks.claims import drawing
     from benchmarks.claims.store import Store
 
     claim = importlib.import_module(f"benchmarks.claims.{name}")
@@ -55,9 +58,11 @@ def _claim(name, folder, *, quick, compute):
         said = ", ".join(f"{key} {value}" for key, value in cell.items())
         print(f"{name}: {number} of {len(left)}, {each * (len(left) - number):.0f} s left ({said})", flush=True)
     rows = store.select(cells)
-    if not rows:
+    if len(rows) < len(cells):
+        print(f"{name}: {len(rows)} of {len(cells)} cells are there; its tables and figures wait for the rest", flush=True)
         return {}
-    claim.draw(rows, folder)
+    with matplotlib.rc_context(drawing.STYLE):
+        claim.draw(rows, folder)
     return claim.tables(rows)
 
 

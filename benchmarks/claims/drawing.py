@@ -30,6 +30,11 @@ def band(axis, x, values, number, label, *, mark=True, style="-"):
     axis.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
 
 
+def legend_below(axis, columns=2, **options):
+    """Name the lines of an axis below it, where they hide nothing."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=columns, columnspacing=1.0, **options)
+
+
 def padded(values, length):
     """Return a curve of `length` points: a fit that converged stays where it was."""
     return list(values[:length]) + [values[-1]] * max(0, length - len(values))

@@ -101,7 +101,7 @@ def draw(rows, folder):
     per_seed = {}
     for cell, result in rows:
         per_seed[cell["seed"]] = min(per_seed.get(cell["seed"], np.inf), min(result["values"]))
-    figure, axes = drawing.panels(2, sharey=True)
+    figure, axes = drawing.panels(2, sharey=True, height=2.7)
     found = groups(rows, "way")
     seeds = list(per_seed.values())
     for axis, names, title in (
@@ -117,6 +117,6 @@ def draw(rows, folder):
             ]
             drawing.band(axis, np.arange(1, len(values[0]) + 1), values, number, name, mark=False)
         axis.set(yscale="log", xlabel="iteration", title=title)
-        axis.legend()
-    axes[0].set_ylabel("negative log posterior\nabove the lowest seen, plus 1")
+        drawing.legend_below(axis)
+    axes[0].set_ylabel("negative log posterior\nabove the lowest + 1")
     drawing.save(figure, folder, "posterior")

@@ -125,7 +125,7 @@ def draw(rows, folder):
 
 
 def _draw_ways(ways, folder):
-    figure, axes = drawing.panels(3, width=7.2)
+    figure, axes = drawing.panels(3, width=7.2, height=3.0)
     snr = 9 if any(cell["snr"] == 9 for cell, _ in ways) else ways[0][0]["snr"]
     depth = max(c["layers"] for c, _ in ways if c["layers"] <= 300)
     for number, (m_step, T) in enumerate((("analytic", 0), ("unrolled", depth), ("decoder", depth))):
@@ -147,7 +147,7 @@ def _draw_ways(ways, folder):
     axes[1].set(yscale="log", xlabel="SNR (dB)", title="after training, lambda 2 x universal")
     axes[2].set(yscale="log", xscale="log", xlabel="layers T", title=f"after training, {snr} dB")
     for axis in axes:
-        axis.legend()
+        drawing.legend_below(axis, 1)
     drawing.save(figure, folder, "recovery")
 
 
@@ -160,5 +160,5 @@ def _draw_drift(rows, folder):
         drawing.band(axes[1], epochs, _curves(results, "inside", len(epochs)), number, label, mark=False)
     axes[0].set(yscale="log", xlabel="epoch", ylabel="error of the worst atom")
     axes[1].set(xlabel="epoch", ylabel="share of an atom's energy\ninside its window")
-    axes[0].legend()
+    drawing.legend_below(axes[0])
     drawing.save(figure, folder, "recovery-drift")

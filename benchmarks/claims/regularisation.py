@@ -152,7 +152,7 @@ def tables(rows):
 
 
 def draw(rows, folder):
-    figure, axes = drawing.panels(3, width=7.2)
+    figure, axes = drawing.panels(3, width=7.2, height=3.0)
     rules = groups([row for row in rows if row[0]["part"] == "rules"], "density", "snr", "rule")
     problems = list(dict.fromkeys((d, s) for d, s, _ in rules))
     shown = [r for r in RULES if r != "best fixed"]
@@ -172,7 +172,7 @@ def draw(rows, folder):
         axis.set_xticks(range(len(problems)), [f"{100 * d:g} %\n{s}" for d, s in problems], fontsize=6)
         axis.set(xlabel="density, SNR (dB)", ylabel=label)
     axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], -12))
-    axes[0].legend(fontsize=5.5, loc="lower right", ncols=1)
+    drawing.legend_below(axes[0], 2, fontsize=6)
     prior = groups([row for row in rows if row[0]["part"] == "prior"], "density", "rule")
     for number, d in enumerate(dict.fromkeys(d for d, _ in prior)):
         weights = [w for w in WEIGHTS if (d, f"paper {w:g}") in prior]
