@@ -59,7 +59,7 @@ def _claim(name, folder, *, quick, compute):
         print(f"{name}: {number} of {len(left)}, {each * (len(left) - number):.0f} s left ({said})", flush=True)
     rows = store.select(cells)
     if len(rows) < len(cells):
-        print(f"{name}: {len(rows)} of {len(cells)} cells are there; its tables and figures wait for the rest", flush=True)
+        print(f"{name}: {len(rows)} of {len(cells)} cells are there; tables and figures wait for the rest", flush=True)
         return {}
     with matplotlib.rc_context(drawing.STYLE):
         claim.draw(rows, folder)
