@@ -1,8 +1,8 @@
 """How well the misses and false alarms that the model expects agree with those that the truth counts.
 
-    python -m benchmarks.quality [--seconds 60] [--seeds 5] [--hybrid FILE.npz] [--out FILE.json]
+    python -m benchmarks.quality [--seconds 60] [--seeds 5] [--peak-uv 40 200] [--hybrid FILE.npz] [--out FILE.json]
 
-Simulated tetrodes (`emdl.simulate.tetrode`, 6 units of 40 to 200 uV in 10 uV of noise, cosines up to 0.95), and, if
+Simulated tetrodes (`emdl.simulate.tetrode`, 6 units in 10 uV of noise, cosines up to 0.95), and, if
 given, a real background with injected units. A unit counts if it agrees with a true one to at least 0.5.
 """
 
@@ -41,12 +41,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--peak-uv", type=float, nargs=2, default=(40.0, 200.0))
     parser.add_argument("--hybrid")
     parser.add_argument("--out")
     given = parser.parse_args()
     rows = []
     for seed in range(given.seeds):
-        made = simulate.tetrode(given.seconds, 6, peak_uv=(40.0, 200.0), max_correlation=0.95, rng=seed)
+        made = simulate.tetrode(given.seconds, 6, peak_uv=tuple(given.peak_uv), max_correlation=0.95, rng=seed)
         rows += measured(made.data, made.fs, made.spike_samples, made.spike_units, f"simulated {seed}")
     if given.hybrid:
         with np.load(given.hybrid) as held:
