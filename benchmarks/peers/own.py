@@ -11,18 +11,20 @@ import time
 
 import numpy as np
 
-TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+from benchmarks.peers import TARGETS
+
+BETWEEN = (1e-1, 3e-2, 1e-2, 3e-3, 3e-4, 1e-4, 3e-5)  # for the picture; left out where a run takes a second
 
 
 def solve(problem, watch, options):
-    """Time `encode` to each tolerance, several times over, in ``dtype``.
+    """Time `encode` to each tolerance, several times over for the targets, in ``dtype``.
 
     A point holds medians, the least of both clocks, and the gap that the certificate states beside the true one.
     """
     import emdl
     from emdl.encoder import solve as certified
 
-    dtype, few = options["dtype"], options.get("few", 0)
+    dtype = options["dtype"]
     y, D = problem.y.astype(dtype), problem.D.astype(dtype)
     axes = problem.D.ndim - 2
 
@@ -32,9 +34,9 @@ def solve(problem, watch, options):
     before = time.perf_counter()
     run(0.5)
     first = time.perf_counter() - before  # loads or compiles the kernels
-    for tol in (1e-3, 1e-5) if few else TOLERANCES:
-        took = []
-        while len(took) < 3 or (len(took) < 9 and sum(t[1] for t in took) < 1):
+    for tol in (*TARGETS, *BETWEEN):
+        took, least = [], 3 if tol in TARGETS else 1
+        while len(took) < least or (len(took) < 9 and sum(t[1] for t in took) < 1):
             before = _clocks()
             codes = run(tol)
             took.append(_clocks() - before)
@@ -50,7 +52,7 @@ def solve(problem, watch, options):
             "first_call": first,
         }
         watch.note(statistics.median(t[0] for t in took), statistics.median(t[1] for t in took), codes.dense(), **said)
-        if sum(t[1] for t in took) > watch.limit:
+        if tol == TARGETS[-1] and took[0][1] > 1:
             return
 
 
