@@ -2,7 +2,7 @@
 
 python benchmarks/run.py --suite spikes                          all tables that are not stored yet, and the figures
 python benchmarks/run.py --suite spikes --quick                  seed 0, emdl and the quick peers
-python benchmarks/run.py --suite spikes --only tetrode           one of the parts: tetrode, ...
+python benchmarks/run.py --suite spikes --only tetrode           one of the parts: tetrode, curve, streaming
 python benchmarks/run.py --suite spikes --sorters emdl --seeds 3 --again
 
 Every result is one cell of ``spikes.json`` and is not measured again unless ``--again`` says so; so a run that was
@@ -24,6 +24,8 @@ import pathlib
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -33,7 +35,7 @@ import numpy as np
 LEVELS = {"easy": (8.0, 20.0), "medium": (5.0, 12.0), "hard": (3.5, 8.0)}
 NOISE = 10.0  # uV
 FS, SECONDS, UNITS = 30000.0, 60.0, 8
-PARTS = ("tetrode",)
+PARTS = ("tetrode", "curve", "streaming")
 PEERS = ("simple", "spykingcircus2", "tridesclous2", "mountainsort5")
 SORTERS = ("emdl", "naive", "oracle", *PEERS)
 DEFAULT_CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emdl-benchmarks"
@@ -305,6 +307,133 @@ def tetrode(store, options):
             if any(rows.values()):
                 texts = [f"{statistics.median(v):.3f} ({min(v):.3f}), {len(v)}" if v else "" for v in rows.values()]
                 print(f"| {sorter} | " + " | ".join(texts) + " |")
+
+
+# ---- the error curve -------------------------------------------------------------------------------------------------
+
+
+def curve(store, options):
+    """Measure misses against false alarms as the threshold moves, on the first seed, and draw them."""
+    seed = options.seeds[0]
+    for level in LEVELS:
+        store.cell(f"curve emdl {level} {seed}", functools.partial(emdl_curve, level, seed, options.cache))
+        store.cell(f"curve naive {level} {seed}", functools.partial(naive_curve, level, seed, options.cache))
+    draw_curves(store, seed)
+
+
+def errors_of(truth, sample, unit):
+    """Return misses over true spikes and false alarms over found ones, in per cent, means over the true units."""
+    import spikeinterface.full as si
+
+    order = np.argsort(sample, kind="stable")
+    compared = si.compare_sorter_to_ground_truth(
+        truth, as_sorting(np.asarray(sample)[order], np.asarray(unit)[order]), exhaustive_gt=True
+    )
+    mean = compared.get_performance().astype(float).mean()
+    return [round(100 * float(1 - mean.recall), 2), round(100 * float(1 - mean.precision), 2)]
+
+
+def emdl_curve(level, seed, cache, room=12.0):
+    """Return (log odds, misses, false alarms): spikes found at very low odds, and kept from rising odds on."""
+    from dataclasses import replace
+
+    from emdl import spikes
+    from emdl.spikes import decision
+    from emdl.spikes.whitening import whiten
+
+    recording, truth, _ = load(stored(cache, level, seed))
+    data = np.ascontiguousarray(samples_of(recording))
+    path = cache / f"model_{level}_{seed}.h5"
+    if not path.is_file():
+        spikes.fit(data, FS).save(path)
+    model = spikes.load(path)
+    lax = replace(model.units, rate=1 / (1 + np.exp(room - model.units.logit - 2 * room)))
+    events, _ = decision.decide(whiten(data, model.whitening), lax, model.duration_unit)
+    events = events.take(events.unit < model.n_units)
+    sample, odds = events.time + model.peak[events.unit], events.odds - room
+    return [
+        [float(least), *errors_of(truth, sample[odds > least], events.unit[odds > least])]
+        for least in (-11, -9, -7, -5, -3, -1, 0, 1, 3, 5, 10, 20, 40)
+    ]
+
+
+def naive_curve(level, seed, cache):
+    """Return (threshold, misses, false alarms) of threshold, principal components and k-means."""
+    recording, truth, arrays = load(stored(cache, level, seed))
+    return [
+        [threshold, *errors_of(truth, *run_naive(recording, arrays, threshold)[:2])] for threshold in (3.5, 4, 5, 6, 8)
+    ]
+
+
+def draw_curves(store, seed):
+    """Draw what is stored: curves of emdl and of k-means, points of the peers and the oracle at their defaults."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained")
+    for axis, (level, snr) in zip(axes, LEVELS.items(), strict=True):
+        for name, label, colour in (("emdl", "emdl", "C3"), ("naive", "threshold + PCA + k-means", "0.5")):
+            _, missed, false = np.array(store.cells[f"curve {name} {level} {seed}"]).T
+            axis.plot(np.maximum(false, 0.05), np.maximum(missed, 0.05), ".-", color=colour, label=label)
+        for i, name in enumerate(("oracle", *PEERS)):
+            cell = store.cells.get(f"tetrode {name} {level} {seed}")
+            if cell:
+                x, y = 100 * (1 - cell["precision"]), 100 * (1 - cell["recall"])
+                label = "true templates, greedy" if name == "oracle" else name
+                axis.plot(x, y, "*k" if name == "oracle" else "os^v"[i - 1], color=None if i else "k", label=label)
+        axis.set(xscale="log", yscale="log", title=f"{level}: SNR {snr[0]:g} to {snr[1]:g}", xlabel="false alarms, %")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("true misses, %")
+    axes[-1].legend(fontsize=8)
+    figure.savefig(store.path.with_name("spikes_curve.png"), dpi=130)
+    print("drawn:", store.path.with_name("spikes_curve.png"))
+
+
+# ---- long and wide recordings ----------------------------------------------------------------------------------------
+
+
+def streaming(store, options):
+    """Measure time and memory of the search of ten minutes and of an hour of a tetrode, from a memory-mapped file."""
+    from emdl import spikes
+
+    recording, _, _ = load(stored(options.cache, "medium", 0))
+    path = options.cache / "model_medium_0.h5"
+    data = np.ascontiguousarray(samples_of(recording))
+    if not path.is_file():
+        spikes.fit(data, FS).save(path)
+    for minutes in (10, 60):
+        store.cell(f"streaming {minutes} min", functools.partial(streamed, data, path, minutes, options.cache))
+
+
+_STREAM = """
+import re, sys, time
+import numpy as np
+from emdl import spikes
+peak = 0
+def look(state):
+    global peak
+    peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read()).group(1)))
+model = spikes.load(sys.argv[1])
+data = np.memmap(sys.argv[2], np.int16, "r").reshape(-1, 4).T
+spikes.detect(data[:, :200000], model)
+wall, used = time.perf_counter(), time.process_time()
+n = len(spikes.detect(data, model, progress=look))
+print(n, peak / 1024, time.perf_counter() - wall, time.process_time() - used)
+"""
+
+
+def streamed(data, model, minutes, cache):
+    """Return what a fresh process needs for a file that repeats a minute of tetrode."""
+    path = cache / f"tetrode_{minutes}min.dat"
+    if not path.is_file():
+        x = np.round(data.T * 4).astype(np.int16).tobytes()
+        with path.open("wb") as file:
+            for _ in range(minutes):
+                file.write(x)
+    code = _STREAM.replace("\\\\", "\\")
+    out = subprocess.run([sys.executable, "-c", code, model, path], capture_output=True, text=True, check=True).stdout
+    n, mib, wall, used = map(float, out.split())
+    path.unlink()
+    return {"n_spikes": int(n), "anonymous_mib": mib, "seconds": wall, "processor_s": used, "load": os.getloadavg()[0]}
 
 
 def main(arguments, folder):

@@ -1,5 +1,6 @@
 """Learning the units of a recording by expectation maximisation, their number included."""
 
+import functools
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from emdl import model as core
 from emdl.backend import check_count
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
-from emdl.spikes import decision, groups, number, scales, snippets, start, trains, trust, update, whitening
+from emdl.spikes import decision, groups, number, probes, scales, snippets, start, trains, trust, update, whitening
 from emdl.spikes.detection import check_recording
 from emdl.spikes.model import SpikeModel
 
@@ -22,6 +23,8 @@ _STRETCH_UNITS, _PIECE_UNITS = 60_000, 2_000  # duration units learned from, at 
 _CALM, _STILL = 0.2, 0.05  # change of a waveform below which more units are looked for, and below which it stands still
 _FIRST_EVENTS, _FIRST_PIECES = 1500, 5  # learned from first, at least
 _GROWTHS = 2  # times that units are looked for in the residual
+_NEAR_ITER = 8  # iterations, at most, in one neighbourhood of channels
+_TOGETHER = 4  # iterations, at most, on the units of all neighbourhoods together
 _SETTLE = 4  # iterations at the end in which the number of units is not touched
 _HISTORY = ("objective", "n_nonzero", "sigma", "change", "seconds", "n_units", "lmbd")
 _UNITS = ("D", "mean", "spread", "rate")
@@ -84,14 +87,23 @@ class _Course:
     left: int | None = None  # stages, the present one included
     iteration: int = 0
     grown: int = 0
+    held: int = 0  # units before the last were grown
     history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
     ended: str = ""
     converged: bool = False
+    believed: np.ndarray | None = None  # which units are no background, where they were judged already
+
+    def note(self, row):
+        """Add an iteration to the history."""
+        for name in _HISTORY[:5]:
+            self.history[name].append(getattr(row, name))
+        self.history["n_units"].append(len(row.D))
+        self.history["lmbd"].append(float(np.exp(np.log(row.lmbd).mean())))
 
 
 def fit(
     data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu",
-    checkpoint=None, checkpoint_every=kept.EVERY, resume=False,
+    checkpoint=None, checkpoint_every=kept.EVERY, resume=False, positions=None,
 ):  # fmt: skip
     """Learn the units of a recording: their number, waveforms, amplitudes and rates.
 
@@ -132,6 +144,9 @@ def fit(
     resume : bool
         Go on from the checkpoint, if it exists: the model then has the bits that it would have had without the
         interruption.
+    positions : array (C, m), optional
+        Places of the channels, any unit. With more than 8 channels units are learned in neighbourhoods of channels (see
+        `emdl.spikes.probes`); without places, channels that carry the same signal are taken to be near.
 
     Returns
     -------
@@ -162,28 +177,20 @@ def fit(
     """
     data, max_iter = check_recording(data), check_count(max_iter, "max_iter")
     n_units = None if n_units is None else check_count(n_units, "n_units")
+    positions = None if positions is None else _check_positions(positions, len(data))
     scale = scales.choose(fs, band=band, window_ms=window_ms)
     if n_units is not None and n_units * scale.length > data.shape[1]:
         raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
     began = time.perf_counter()
     asked = {"data": data, "fs": fs, "n_units": n_units, "window_ms": window_ms, "band": band, "max_iter": max_iter}
+    asked |= {} if positions is None else {"positions": positions}
     asked, rng = asked | {"rng": rng}, np.random.default_rng(rng)
     with kept.Checkpoint(checkpoint, asked, kind="spikes.fit", every=checkpoint_every, resume=resume) as keeper:
         white = whitening.learn(data, scale)
         x, passed = _stretch(data, white, scale)
         task = _Task(x, passed, white, scale, rng, choose(device)[0])
-        if keeper.found is None:
-            waveforms, n_events = start.waveforms(x, white, scale, rng)
-            course = _Course(update.first_units(waveforms, scale), n_events)
-        else:
-            course = _restored(keeper.found, task)
-            began -= max(course.history["seconds"], default=0)
-        _iterate(_stages(task, course.n_events), course, max_iter, callback, began, keeper)
-    units, said = course.units, [course.ended]
-    n_found = len(units)
-    if n_found:
-        units, n_found, notes = trust.review(x, units, scale)
-        said += notes
+        learn = _learn if len(data) <= probes.MOST else functools.partial(_learn_probe, positions=positions)
+        course, units, n_found, said = learn(task, max_iter, callback, began, keeper)
     if n_found and n_units is not None:
         units, n_found = number.fewer(units, n_found, n_units, scale.unit)
         units, n_found = number.more(x, units, n_units, scale, white.density)
@@ -192,6 +199,78 @@ def fit(
         course.converged = True
         said = ["no units: nothing in the recording stands out of the noise again and again", *said[1:]]
     return _finish(task, units, n_found, course, said)
+
+
+def _learn(task, max_iter, callback, began, keeper):
+    """Learn the units of a few channels; return the course, units, how many to believe, and what is to be said."""
+    if keeper.found is None:
+        waveforms, n_events = start.waveforms(task.x, task.whitening, task.scale, task.rng)
+        course = _Course(update.first_units(waveforms, task.scale), n_events)
+    else:
+        course = _restored(keeper.found, task)
+        began -= max(course.history["seconds"], default=0)
+    _iterate(_stages(task, course.n_events), course, max_iter, callback, began, keeper)
+    units, n_found, said = course.units, len(course.units), [course.ended]
+    if n_found:
+        units, n_found, notes = trust.review(task.x, units, task.scale)
+        said += notes
+    return course, units, n_found, said
+
+
+def _learn_probe(task, max_iter, callback, began, keeper, positions):
+    """Learn the units of many channels, neighbourhood by neighbourhood, then together; return what `_learn` does."""
+    near = probes.neighbourhoods(probes.distances(task.passed, positions))
+    C, s = len(task.x), task.scale.length
+    course = _restored(keeper.found, task) if keeper.found else _Course(_no_units(C, s), 0, believed=np.zeros(0, bool))
+    began -= max(course.history["seconds"], default=0)
+    max_iter = min(max_iter, _NEAR_ITER)
+    passes = len(near) * max_iter + _TOGETHER
+    for i in range(course.left or 0, len(near)):
+        channels, n_core = near[i]
+        part = replace(
+            task, x=np.ascontiguousarray(task.x[channels]), passed=task.passed[channels],
+            whitening=task.whitening.of_channels(channels), rng=np.random.default_rng(task.rng.integers(1 << 30)),
+        )  # fmt: skip
+
+        def count(row, done=i * max_iter):
+            return callback is not None and callback(replace(row, iteration=done + row.iteration, max_iter=passes))
+
+        own, units, n_found, _ = _learn(part, max_iter, count, began, kept.Checkpoint(None, {}, kind="spikes.fit"))
+        core = np.flatnonzero(probes.in_core(units, n_core)) if len(units) else np.zeros(0, int)
+        course.units = update.join(course.units, probes.spread_out(units.take(core), channels, C))
+        course.believed = np.append(course.believed, core < n_found)
+        course.left = i + 1
+        keeper.offer(_state_of(course, task.rng), now=i + 1 == len(near))
+        if own.ended.startswith("stopped by the callback"):
+            course.ended = own.ended
+            break
+    _join_neighbourhoods(task, course, len(near) * max_iter, passes, callback, began)
+    order = np.lexsort((-course.units.mean, ~course.believed))
+    return course, course.units.take(order), int(course.believed.sum()), [course.ended]
+
+
+def _join_neighbourhoods(task, course, done, passes, callback, began):
+    """Learn on with the units of all neighbourhoods together, until they stand still."""
+    for i in range(_TOGETHER):
+        if len(course.units) == 0 or course.ended:
+            break
+        units = course.units
+        made, kept_, events, residual = probes.step(
+            task.x, units, task.scale, task.whitening.density, task.rng, xp=task.xp
+        )
+        change = _change(units, made)
+        course.units, course.believed = made, course.believed[kept_]
+        row = _progress(task, units, events, residual, done + i + 1, passes, change, time.perf_counter() - began)
+        course.note(row)
+        if callback is not None and callback(row):
+            course.ended = f"stopped by the callback after {i + 1} iterations on all channels"
+        elif change < _STILL:
+            course.converged, course.ended = True, f"converged after {i + 1} iterations on all channels"
+    course.ended = course.ended or f"stopped after {_TOGETHER} iterations on all channels"
+
+
+def _no_units(C, s):
+    return decision.Units(np.zeros((0, C, s), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
 
 
 def _iterate(stages, course, max_iter, callback, began, keeper):
@@ -203,10 +282,7 @@ def _iterate(stages, course, max_iter, callback, began, keeper):
     while not course.ended:
         course.iteration += 1
         row = _step(stages, course, max_iter, began)
-        for name in _HISTORY[:5]:
-            course.history[name].append(getattr(row, name))
-        course.history["n_units"].append(len(row.D))
-        course.history["lmbd"].append(float(np.exp(np.log(row.lmbd).mean())))
+        course.note(row)
         course.left, change = len(stages), row.change
         if len(course.units) == 0 or (change < _STILL and len(stages) == 1):
             course.converged, course.ended = True, f"converged after {course.iteration} iterations"
@@ -229,7 +305,10 @@ def _step(stages, course, max_iter, began):
     task, units = stages[0], course.units
     events, residual = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
     updated, change = _maximize(task, events, residual, units, opened)
+    if opened and change < _CALM and course.grown and len(updated) <= course.held:
+        course.grown = _GROWTHS  # what was found in the residual has vanished; it would again
     if opened and change < _CALM and course.grown < _GROWTHS:
+        course.held = len(updated)
         found = update.grow(task.x, residual, events, task.whitening, task.scale, task.rng)
         course.grown, change = (course.grown + 1, 1.0) if len(found) else (_GROWTHS, change)
         updated = update.join(updated, found)
@@ -239,8 +318,9 @@ def _step(stages, course, max_iter, began):
 
 def _state_of(course, rng):
     """Return a course and the random numbers as the state that a checkpoint keeps."""
-    names = ("n_events", "left", "iteration", "grown", "ended", "converged")
+    names = ("n_events", "left", "iteration", "grown", "held", "ended", "converged")
     state = {name: getattr(course, name) for name in names} | {"rng": kept.of_rng(rng)}
+    state |= {} if course.believed is None else {"believed": course.believed}
     state |= {f"units_{name}": getattr(course.units, name) for name in _UNITS}
     return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
 
@@ -251,13 +331,23 @@ def _restored(state, task):
     shapes = [(K, len(task.x), task.scale.length), (K,), (K,), (K,)]
     units = [kept.array_of(state, f"units_{name}", s, None) for name, s in zip(_UNITS, shapes, strict=True)]
     history = {name: kept.array_of(state, f"history_{name}", (n,), np.float64).tolist() for name in _HISTORY}
-    counts = [kept.value_of(state, name, int) for name in ("n_events", "left", "iteration", "grown")]
+    counts = [kept.value_of(state, name, int) for name in ("n_events", "left", "iteration", "grown", "held")]
     kept.set_rng(task.rng, kept.value_of(state, "rng", dict))
-    n_events, left, iteration, grown = counts
+    n_events, left, iteration, grown, held = counts
     if iteration != n:
         raise FileFormatError(f"the checkpoint is damaged: it tells of {n} iterations and counts {iteration}")
+    believed = kept.array_of(state, "believed", (K,), None).astype(bool) if "believed" in state else None
     ended, converged = kept.value_of(state, "ended", str), kept.value_of(state, "converged", bool)
-    return _Course(decision.Units(*units), n_events, left, iteration, grown, history, ended, converged)
+    return _Course(decision.Units(*units), n_events, left, iteration, grown, held, history, ended, converged, believed)
+
+
+def _check_positions(positions, n_channels):
+    given = np.asarray(positions, dtype=np.float64)
+    if given.ndim != 2 or len(given) != n_channels or not np.isfinite(given).all():
+        raise InputError(
+            f"positions have shape {given.shape}, wanted ({n_channels}, 2): a finite place of each channel"
+        )
+    return given
 
 
 def _stretch(data, white, scale):
@@ -351,7 +441,12 @@ def _waveforms(task, units):
         return mean, spread
     events, _ = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
     events = update.inside(events, task.x.shape[1], s, 4)
-    for group in update.alone(events, len(units), s):
+    if len(task.x) > probes.MOST:
+        chosen = probes.chosen_spikes(events, units, task.scale, task.rng)
+        groups_ = [groups.Group(*pair) for pair in chosen if len(pair[1])]
+    else:
+        groups_ = update.alone(events, len(units), s)
+    for group in groups_:
         chosen, k = events.take(group.clean), int(events.unit[group.every[0]])
         x = snippets.cut(task.passed, chosen.time - 4, s + 8)
         x = snippets.advance(x, decision.shifts()[chosen.shift])[:, :, 4:-4]
