@@ -9,7 +9,7 @@ import numpy as np
 
 from emdl import storage
 from emdl.errors import EmdlError, FileFormatError, InputError
-from emdl.spikes import formats
+from emdl.spikes import formats, quality
 from emdl.spikes.lazy import Stored, scaled
 
 logger = logging.getLogger(__name__)
@@ -149,10 +149,7 @@ def write_units(path, result, *, description="spikes"):
     EmdlError
         If pynwb is not installed; the message says how to install it.
     """
-    try:
-        import pynwb
-    except ImportError as error:
-        raise EmdlError('writing NWB needs pynwb: pip install "emdl[nwb]", or write .csv or .npz') from error
+    pynwb = find_pynwb()
     file = pynwb.NWBFile(
         session_description=f"units of {description}, sorted by emdl {importlib.metadata.version('emdl')}",
         identifier=str(uuid.uuid4()),
@@ -161,7 +158,7 @@ def write_units(path, result, *, description="spikes"):
     rows = result.quality
     numbers = [name for name in (rows[0] if rows else {}) if name not in ("unit", "spikes")]
     for name in numbers:
-        file.add_unit_column(name=name, description=_MEANING.get(name, name))
+        file.add_unit_column(name=name, description=quality.COLUMNS.get(name, name))
     times = result.spikes.time_s + result.recording.start_s
     for unit, row in enumerate(rows):
         file.add_unit(
@@ -175,4 +172,20 @@ def write_units(path, result, *, description="spikes"):
         io.write(file)
 
 
-_MEANING: dict[str, str] = {}
+def find_pynwb():
+    """Return the module pynwb, which is imported only to write.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    EmdlError
+        If it is not installed.
+    """
+    try:
+        import pynwb
+    except ImportError as error:
+        raise EmdlError('writing NWB needs pynwb: pip install "emdl[nwb]", or write .csv or .npz') from error
+    return pynwb

@@ -119,7 +119,9 @@ def assess(model, data, spikes, *, seconds=None, rng=0):
 
 
 def presence(times, seconds):
-    """Return the share of minutes, or of twentieths of a recording of less than 20 minutes, that hold a spike.
+    """Return the share of minutes, or of twentieths of a shorter recording, that hold a spike.
+
+    Parts of a recording of less than 20 minutes are longer where there are few spikes, so that each may expect five.
 
     Parameters
     ----------
@@ -132,7 +134,7 @@ def presence(times, seconds):
     -------
     float
     """
-    bins = max(_BINS, round(seconds / _LONG_BIN_S))
+    bins = max(min(_BINS, len(times) // 5), round(seconds / _LONG_BIN_S), 1)  # so many that none is empty by chance
     return float((np.histogram(times, bins, (0, seconds))[0] > 0).mean())
 
 

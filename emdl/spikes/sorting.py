@@ -103,11 +103,17 @@ def check_suffix(path):
     ------
     InputError
         If the name has an ending that is not one of `SUFFIXES`.
+    EmdlError
+        If it ends in ``.nwb`` and pynwb is not installed.
     """
     if path.suffix and path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"spikes are written as {', '.join(SUFFIXES)} or, without an ending, as a folder for phy; got {path.name!r}"
         )
+    if path.suffix.lower() == ".nwb":
+        from emdl.spikes import nwb
+
+        nwb.find_pynwb()
 
 
 def sort(recording, fs=None, *, model=None, device="cpu", name="recording", **learn):
@@ -164,7 +170,9 @@ def sort(recording, fs=None, *, model=None, device="cpu", name="recording", **le
 def sort_recording(recording, *, model=None, device="cpu", **learn):
     """Return the `Sorting` of a `Recording`; the arguments are those of `sort`."""
     if model is None:
-        model = fit(recording.without_gaps(), recording.fs, device=device, **learn)
+        model = fit(
+            recording.without_gaps(), recording.fs, device=device, **({"positions": recording.positions} | learn)
+        )
     elif learn:
         raise InputError(f"{', '.join(learn)} say how to learn, but a model was given; leave out one of them")
     spikes = find(recording, model, device=device)
