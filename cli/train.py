@@ -81,7 +81,9 @@ def _learn(recording, learn, quiet):
     given = {name: value for name, value in learn.items() if value is not None}
     try:
         with screen.learning(quiet=quiet) as show, signals.after_the_iteration(show) as callback:
-            model = spikes.fit(recording.without_gaps(), recording.fs, callback=callback, **given)
+            model = spikes.fit(
+                recording.without_gaps(), recording.fs, callback=callback, positions=recording.positions, **given
+            )
         source.warn_of_units(model, quiet=quiet)
         return model, sorting.find(recording, model, device=learn["device"])
     except (KeyboardInterrupt, signals.Stopped):
