@@ -17,6 +17,7 @@ from . import files, screen
 SUFFIX = "_denoised"
 REPORT_SUFFIX = "_report.png"
 AUTO = "auto"
+BUNDLED = "the network that comes with emdl"
 _UNITS = {"uint8": 1.0, "uint16": 257.0}  # what one step of the 8-bit scale is in a file
 MANY_CLIPPED = 0.01
 
@@ -30,12 +31,12 @@ class Job:
     report: object
 
 
-def denoise_pictures(given, output, *, sigma, model, learn, report, force, quiet, as_json):
+def denoise_pictures(paths, output, *, sigma, model, learn, report, force, quiet, as_json):
     """Denoise pictures and say what was done.
 
     Parameters
     ----------
-    given : list of Path
+    paths : list of Path
         Pictures and folders of pictures.
     output : Path or None
         A file for one picture, a folder that exists for several; None writes beside each picture.
@@ -59,20 +60,21 @@ def denoise_pictures(given, output, *, sigma, model, learn, report, force, quiet
     level = _level(sigma)
     if learn and model is not None:
         raise InputError("--learn makes a model of its own; leave out --model, or --learn")
-    jobs = _jobs(_expand(given), output, report)
+    jobs = _jobs(_expand(paths), output, report)
     outputs = [path for job in jobs for path in (job.output, job.report) if path is not None]
     _check_distinct(outputs)
     read = [job.source for job in jobs] + ([] if model is None else [model])
     files.check_outputs(outputs, force=force, inputs=read)
-    network = None if learn else restore.as_model(model)
+    given = None if model is None else restore.as_model(model)
+    model_of = _learned if learn else functools.partial(_network, given, model)
     started = time.monotonic()
-    facts, failed = _all(jobs, level, network, quiet)
+    facts, failed = _all(jobs, level, model_of, quiet)
     if failed and len(jobs) == 1:
         raise failed[0]
     if as_json:
-        screen.put_json({"images": facts, "model": _model_facts(network, model), "seconds": time.monotonic() - started})
+        screen.put_json({"images": facts, "seconds": time.monotonic() - started})
     elif not quiet and facts:
-        _show(facts, network, model, time.monotonic() - started)
+        _show(facts, time.monotonic() - started)
     if failed:
         for error in failed[:-1]:
             screen.say(f"error: {error}")
@@ -150,14 +152,14 @@ def _check_distinct(outputs):
         seen.add(path)
 
 
-def _all(jobs, level, network, quiet):
+def _all(jobs, level, model_of, quiet):
     """Return the facts of every picture that could be denoised, and the errors of the others."""
     facts, failed = [], []
     with screen.notes(quiet=quiet), screen.compile_notice(quiet=quiet), _progress(len(jobs), quiet) as show:
         for number, job in enumerate(jobs):
             show(number, job.source.name)
             try:
-                facts.append(_one(job, level, network, functools.partial(show, number, job.source.name)))
+                facts.append(_one(job, level, model_of, functools.partial(show, number, job.source.name)))
             except EmdlError as error:
                 failed.append(error)
                 continue
@@ -166,7 +168,7 @@ def _all(jobs, level, network, quiet):
     return facts, failed
 
 
-def _one(job, level, network, show):
+def _one(job, level, model_of, show):
     """Denoise one file and return its facts."""
     started, done, notes = time.monotonic(), [], []
     n_pages = pictures.count(job.source)
@@ -176,7 +178,7 @@ def _one(job, level, network, show):
             if number == 0:
                 pictures.check_fits(page, job.output, n_pages=n_pages)
             progress = None if show is None else lambda share, number=number: show((number + share) / n_pages)
-            clean, fact = _page(page, f"{job.source}", level, network, progress, job.report if number == 0 else None)
+            clean, fact = _page(page, f"{job.source}", level, model_of, progress, job.report if number == 0 else None)
             done.append(fact)
             notes.extend(note for note in page.notes if note not in notes)
             yield clean
@@ -195,20 +197,19 @@ def _one(job, level, network, show):
         "unit": done[0]["unit"],
         "estimated": level is None,
         "clipped": max(fact["clipped"] for fact in done),
+        **done[0]["with"],
         "notes": notes,
         "seconds": round(time.monotonic() - started, 3),
     }
 
 
-def _page(page, name, level, network, progress, report):
+def _page(page, name, level, model_of, progress, report):
     """Return a page without noise, and its facts."""
     channels = np.moveaxis(page.pixels, -1, 0)
     restore.check_finite(channels, name)
     unit = _UNITS.get(channels.dtype.name, 1.0)
-    plan = restore.plan(channels, network, None if level is None else level * unit)
-    model = network
-    if model is None:
-        model = _learned(channels, plan)
+    model, told = model_of(channels, None if level is None else level * unit)
+    plan = restore.plan(channels, model, None if level is None else level * unit)
     pixels = np.empty_like(page.pixels)
     restore.carry_out(plan, channels, model, np.moveaxis(pixels, -1, 0), progress=progress)
     clean = replace(page, pixels=pixels)
@@ -219,16 +220,27 @@ def _page(page, name, level, network, progress, report):
         "sigma": plan.level / unit,
         "unit": "of 255" if channels.dtype.name in _UNITS else "in the unit of the file",
         "clipped": plan.clipped,
+        "with": told,
     }
     return clean, fact
 
 
-def _learned(channels, plan):
-    """Return a model learned on the plane of the image with the most contrast."""
+def _network(given, path, channels, sigma):
+    """Return the network for an image, and its facts: the one that was given, else the bundled one that fits."""
+    network = restore.as_model(given, len(channels))
+    size = {key: getattr(network, key) for key in ("n_layers", "n_atoms", "n_channels")}
+    return network, {"model": BUNDLED if path is None else str(path), **size}
+
+
+def _learned(channels, sigma):
+    """Return a dictionary learned on the plane of the image with the most contrast, and its facts."""
     from emdl.images import learn
 
-    plane = restore.mix(channels, plan.basis[0])
-    return learn.fit(plane[None, None], float(plan.sigma[0]))
+    plan = restore.plan(channels, None, sigma, turn=True)
+    if plan.sigma[0] == 0:
+        return None, {"model": "nothing, as there is no noise"}
+    model = learn.fit(restore.mix(channels, plan.basis[0])[None, None], float(plan.sigma[0]))
+    return model, {"model": "a dictionary learned on the picture itself"}
 
 
 def _write_report(path, page, clean, plan, model, name):
@@ -246,25 +258,6 @@ def _say_doubts(fact):
         screen.say(f"{fact['input']}: {note}")
 
 
-def _model_facts(network, path):
-    if network is None:
-        return {"name": "learned on each picture"}
-    return {"name": "bundled" if path is None else str(path), **_size(network)}
-
-
-def _size(network):
-    return {key: getattr(network, key) for key in ("n_layers", "n_atoms", "n_channels") if hasattr(network, key)}
-
-
-def _with(network, path):
-    """Return in words what the noise was taken out with."""
-    if network is None:
-        return "a dictionary learned on the picture itself"
-    name = "the network that comes with emdl" if path is None else str(path)
-    size = _size(network)
-    return f"{name}: {size['n_layers']} layers of {size['n_atoms']} atoms" if len(size) == 3 else name
-
-
 def _noise(fact):
     if fact["sigma"] == 0:
         return "no noise"
@@ -272,11 +265,11 @@ def _noise(fact):
     return f"noise {fact['sigma']:.3g} {fact['unit']} ({how})"
 
 
-def _show(facts, network, path, seconds):
+def _show(facts, seconds):
     from rich.markup import escape
 
     if len(facts) == 1:
-        screen.put_renderables(*_story(facts[0]), f"[b]With[/b]      {escape(_with(network, path))}", *_written(facts))
+        screen.put_renderables(*_story(facts[0]), _with(facts), *_written(facts))
         return
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -290,7 +283,7 @@ def _show(facts, network, path, seconds):
         pages = f", {fact['pages']} pages" if fact["pages"] > 1 else ""
         table.add_row(escape(fact["input"]), fact["picture"] + pages, f"{fact['sigma']:.3g}", f"{fact['seconds']:.1f}")
     head = f"[b]{len(facts)} pictures[/b] in {seconds:.1f} s, noise {facts[0]['unit']}"
-    screen.put_renderables(head, table, f"[b]With[/b]      {escape(_with(network, path))}", *_written(facts))
+    screen.put_renderables(head, table, _with(facts), *_written(facts))
 
 
 def _story(fact):
@@ -301,6 +294,16 @@ def _story(fact):
     if fact["sigma"] == 0:
         return [f"[b]no noise[/b] in {what}: it is written as it is"]
     return [f"[b]{_noise(fact)}[/b] taken out of {what} in {fact['seconds']:.1f} s"]
+
+
+def _with(facts):
+    from rich.markup import escape
+
+    names = dict.fromkeys(
+        f"{f['model']}: {f['n_layers']} layers of {f['n_atoms']} atoms" if "n_layers" in f else f["model"]
+        for f in facts
+    )
+    return "[b]With[/b]      " + escape("; ".join(names))
 
 
 def _written(facts):

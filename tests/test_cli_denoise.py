@@ -108,12 +108,13 @@ def test_json_is_one_object_with_every_fact(folder, run, model):
     code, out, _ = run("denoise", "a.png", "--sigma", "12.5", "--json")
     assert code == 0
     facts = json.loads(out)
-    assert facts["model"] == {"name": str(model), "n_layers": 2, "n_atoms": 64, "n_channels": 1}
+    assert "seconds" in facts
     (image,) = facts["images"]
     assert image["sigma"] == 12.5
     assert image["estimated"] is False
     assert image["output"] == "a_denoised.png"
     assert image["pages"] == 1
+    assert (image["model"], image["n_layers"], image["n_atoms"]) == (str(model), 2, 64)
 
 
 def test_all_pages_of_a_stack_are_denoised(folder, run, rng):

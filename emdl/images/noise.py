@@ -18,6 +18,7 @@ _BLOCKS = 64  # of patches with rising energy of their gradients: what is left o
 _MOST_ROUNDS = 20
 _SETTLED = 1e-4  # relative change of sigma that ends the fixed point
 _ENERGY = 184.3  # of the gradients of a patch of unit white noise: 9 of 10 patches do not exceed it
+_LEAST_CLIPPED = 16  # samples: in a handful some are equal by chance
 _CLIPPED = 1e-3  # share of the samples at the lowest or highest value that noise alone does not explain
 _MOST_CLIPPED = 0.05  # share of the pixels of a patch
 _MAD_OF_NORMAL = 0.6744897501960817  # median |v| of a standard normal v
@@ -63,7 +64,7 @@ def clipping(samples):
     if samples.size and samples.min() < samples.max():
         for end in (samples.min(), samples.max()):
             at = samples == end
-            if at.mean() > _CLIPPED:
+            if at.sum() >= _LEAST_CLIPPED and at.mean() > _CLIPPED:
                 found |= at
     return found
 

@@ -1,5 +1,6 @@
 """Denoise an image of any size, kind of numbers and number of channels."""
 
+import contextlib
 import math
 import os
 import warnings
@@ -11,7 +12,7 @@ from emdl.backend import check_number
 from emdl.errors import InputError, InputTypeError
 from emdl.images import colour, noise
 
-_STRIP = 1 << 20  # samples that are converted at a time
+_STRIP = 1 << 18  # samples that are converted at a time
 _MANY_CLIPPED = 0.01  # share of the samples from which on the person is told
 
 
@@ -97,7 +98,7 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
     True
     """
     channels, top = _channels(image, channel_axis)
-    model = as_model(model)
+    model = as_model(model, len(channels))
     if sigma is not None:
         sigma = check_number(sigma, "sigma", 0) * top
     made = plan(channels, model, sigma)
@@ -135,18 +136,42 @@ def estimate_sigma(image, *, channel_axis=None):
     return float(found[0]) if channel_axis is None else found
 
 
-def as_model(model):
-    """Return the model that is meant: the bundled one for None, the one in the file for a path."""
+def as_model(model, n_channels=1):
+    """Return the model that is meant.
+
+    Parameters
+    ----------
+    model : Network, path, or None
+        As in `denoise`.
+    n_channels : int
+        Of the image: None stands for the bundled network for as many, or else for that for single planes.
+
+    Returns
+    -------
+    object
+        With a method `denoise`.
+
+    Raises
+    ------
+    InputTypeError
+        If `model` has no such method.
+    FileFormatError
+        If the file is no network.
+    """
     if model is not None and not isinstance(model, str | os.PathLike):
         if not hasattr(model, "denoise"):
             raise InputTypeError(f"model is a {type(model).__name__}, wanted a network, the path of one, or None")
         return model
     from emdl.images import network
 
-    return network.bundled() if model is None else network.Network.load(model)
+    if model is not None:
+        return network.Network.load(model)
+    with contextlib.suppress(InputError):
+        return network.bundled(n_channels)
+    return network.bundled()
 
 
-def plan(channels, model, sigma):
+def plan(channels, model, sigma, *, turn=None):
     """Decide along which directions of colour, and with which noise levels, an image is denoised.
 
     Parameters
@@ -157,11 +182,19 @@ def plan(channels, model, sigma):
         With `denoise`; None for one that takes every channel alone.
     sigma : float or None
         Noise level of the channels in the unit of the image; None to estimate it.
+    turn : bool, optional
+        Whether to look for directions of colour; by default if the model takes single planes.
 
     Returns
     -------
     Plan
+
+    Raises
+    ------
+    InputError
+        If the model is for another number of channels.
     """
+    turn = model is not None if turn is None else turn
     C = len(channels)
     together = getattr(model, "n_channels", 1)
     if together not in (1, C):
@@ -173,9 +206,8 @@ def plan(channels, model, sigma):
     if small:
         samples = channels.reshape(C, -1, 1).astype(np.float32)
     clipped = np.stack([noise.clipping(s) for s in samples])
-    basis = (
-        np.eye(C) if model is None or together > 1 or C == 1 else colour.principal(samples[:, :, samples.shape[2] // 2])
-    )
+    one_by_one = turn and together == 1 and C > 1
+    basis = colour.principal(samples[:, :, samples.shape[2] // 2]) if one_by_one else np.eye(C)
     if sigma is not None:
         found = np.full(C, float(sigma))
     elif small:
@@ -228,8 +260,8 @@ def carry_out(plan, channels, model, out, *, scale=1.0, progress=None):
 def clipping_sentence(share):
     """Return what to tell a person about an image of which this share is clipped."""
     return (
-        f"{share:.0%} of the image is clipped (at the darkest or brightest value), which hides noise: the "
-        "estimated level may be too low; give sigma if you know it"
+        f"{share:.0%} of the image is clipped (at the darkest or brightest value), which hides noise; its level "
+        "is estimated from the rest and may be too low: give sigma if you know it"
     )
 
 
