@@ -76,7 +76,10 @@ def as_real(x, name):
     xp = array_module(x if hasattr(x, "dtype") else None)
     if isinstance(x, np.ma.MaskedArray):
         raise InputTypeError(f"{name} is a masked array, which would be read as if nothing were masked; fill it first")
-    x = xp.asarray(x)
+    try:
+        x = xp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(f"{name} is no array of numbers ({error})") from error
     if x.dtype.kind not in "fiub":
         raise InputTypeError(f"{name} has dtype {x.dtype}, wanted real numbers; convert it first")
     dtype = np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 else np.float64
@@ -190,7 +193,8 @@ def as_stride(stride, n_axes):
         If a stride is not a whole number of at least 1, or their number is wrong.
     """
     given = (stride,) * n_axes if isinstance(stride, numbers.Integral) else tuple(np.atleast_1d(stride).tolist())
-    if len(given) != n_axes or any(not isinstance(t, numbers.Integral) or t < 1 for t in given):
+    whole = all(isinstance(t, numbers.Integral) and not isinstance(t, bool) and t >= 1 for t in given)
+    if len(given) != n_axes or not whole:
         raise InputError(f"stride is {stride!r}, wanted a whole number >= 1 or {n_axes} of them")
     return tuple(int(t) for t in given)
 
@@ -283,6 +287,29 @@ def check_count(value, name, low=1):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise InputError(f"{name} is {value!r}, wanted a whole number >= {low}")
     return int(value)
+
+
+def as_rng(rng):
+    """Return a generator of random numbers.
+
+    Parameters
+    ----------
+    rng : Generator, int or None
+        A generator is used as it is, and goes on; the same int gives the same numbers; None gives others every time.
+
+    Returns
+    -------
+    Generator
+
+    Raises
+    ------
+    InputError
+        If it is none of these.
+    """
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"rng is {rng!r}, wanted a Generator, a whole number >= 0, or None") from error
 
 
 def n_threads():

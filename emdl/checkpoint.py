@@ -338,15 +338,12 @@ def codes_of(state, name, shape, like):
     start = array_of(state, f"{name}_start", (shape[0] + 1,), np.int64)
     index = array_of(state, f"{name}_index", (count,), np.int64)
     value = array_of(state, f"{name}_value", (count,), like.dtype)
-    size = int(np.prod(shape[1:]))
-    good = start[0] == 0 and start[-1] == count and bool((start[1:] >= start[:-1]).all())
-    good = good and bool(((index >= 0) & (index < size)).all())
-    if good:
-        place = np.repeat(np.arange(shape[0]), np.diff(start)) * size + index
-        good = bool((place[1:] > place[:-1]).all())
-    if not good:
-        raise FileFormatError(f"the checkpoint is damaged: {name} holds no codes of shape {tuple(shape)}")
-    return SparseCodes(tuple(shape), start, index, value)
+    codes = SparseCodes(tuple(shape), start, index, value)
+    try:
+        codes.check(name)
+    except InputError as error:
+        raise FileFormatError(f"the checkpoint is damaged: {error}") from error
+    return codes
 
 
 def array_of(state, name, shape, dtype, *, finite=True):

@@ -1,5 +1,6 @@
 """The non-zeros of codes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,33 @@ class SparseCodes:
         index = np.concatenate([np.zeros(0, np.int64), *(i for i, _ in pieces)])
         value = np.concatenate([np.zeros(0, dtype), *(v for _, v in pieces)]).astype(dtype, copy=False)
         return cls(tuple(shape), start, index, value)
+
+    def check(self, name):
+        """Raise unless these are codes: kernels take the indices without looking.
+
+        Parameters
+        ----------
+        name : str
+            What the caller calls them, for the message.
+
+        Raises
+        ------
+        InputError
+            If starts or indices do not increase, leave the shape, or do not fit the values; or a value is not finite.
+        """
+        start, index, value = self.start, self.index, self.value
+        n, size = self.shape[0], math.prod(self.shape[1:])
+        good = start.shape == (n + 1,) and index.shape == value.shape == (len(index),)
+        good = good and start.dtype == index.dtype == np.int64 and value.dtype.kind == "f"
+        good = good and start[0] == 0 and start[-1] == len(index) and bool((start[1:] >= start[:-1]).all())
+        good = good and bool(((index >= 0) & (index < size)).all())
+        if good:
+            place = np.repeat(np.arange(n), np.diff(start)) * size + index
+            good = bool((place[1:] > place[:-1]).all()) and bool(np.isfinite(value).all())
+        if not good:
+            raise InputError(
+                f"{name} holds no codes of shape {tuple(self.shape)}: they must be those of a fit or encode"
+            )
 
     def dense(self):
         """Return the codes as an array (n, K, *P).

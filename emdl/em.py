@@ -12,6 +12,7 @@ from emdl import mstep, rates, starts
 from emdl.backend import (
     array_module,
     as_dictionary,
+    as_rng,
     as_signals,
     as_stride,
     check_count,
@@ -21,7 +22,7 @@ from emdl.backend import (
     with_one_blas_thread,
 )
 from emdl.device import to_host
-from emdl.errors import FileFormatError, InputError
+from emdl.errors import FileFormatError, InputError, InputTypeError
 from emdl.events import Layout
 from emdl.model import Model
 from emdl.mstep import M_STEPS
@@ -38,7 +39,7 @@ _REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaire
 _HISTORY = ("objective", "n_nonzero", "lmbd", "sigma", "change", "seconds", "validation")
 _COUNTERS = {
     "stage": str, "change": float, "iteration": int, "least": float, "best_iteration": int, "ended": str,
-    "converged": bool,
+    "converged": bool, "lowest": float,
 }  # fmt: skip
 _STATE = {
     "sigma": float, "held_sigma": float, "round": int, "objective": float, "n_nonzero": int, "notes": list | tuple,
@@ -46,6 +47,7 @@ _STATE = {
 _STEPS = ("n_steps", "direction", "square")
 _DECADES = 140  # to either side of 1 that signals may reach: squares of noise levels must not leave float64
 _OFFSET = 1e3  # times its standard deviation, beyond which the mean of a channel drowns what is in it
+_RISE = 1.1  # times its lowest value, above which an objective is said to have risen: minibatches let it sway
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -174,6 +176,7 @@ class _Run:
     best_iteration: int = 0
     ended: str = ""
     converged: bool = False
+    lowest: float = math.inf  # objective since the rates last moved
 
 
 @with_one_blas_thread
@@ -321,7 +324,8 @@ def em_fit(
         "target": target, "validation": validation, "rng": rng, "lmbd_rule": lmbd_rule, "prior": prior,
         "batch_size": batch_size, "optimizer": optimizer, "repair": repair, "tol": tol, "tol_codes": tol_codes,
     }  # fmt: skip
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
+    _check_kinds(prior, optimizer, callback)
     plan = _make_plan(
         y, n_atoms, atom_shape, target,
         stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, n_backward=n_backward,
@@ -353,6 +357,9 @@ def _iterate(plan, run, optimizer, rng, began):
     state = _expect(plan, before, hold=run.stage == "dictionary", tol=max(plan.tol_codes, _HASTE * run.change))
     if run.stage != "rates":
         state = _maximize(plan, state, optimizer, rng)
+        if not bool(array_module(state.D).isfinite(state.D).all()):
+            state = replace(state, D=before.D)
+            run.ended = f"stopped in iteration {run.iteration}: a step left the range of the numbers and was not taken"
     due = run.iteration in _REPAIRS or _change(before.D, state.D) < plan.tol
     if plan.may_repair and due and run.stage != "rates" and run.iteration <= plan.max_iter * 2 // 3:
         state = _repair(plan, state, rng)
@@ -361,6 +368,7 @@ def _iterate(plan, run, optimizer, rng, began):
         run.least, run.best, run.best_iteration = loss, state, run.iteration
     progress = _report(plan, before, state, run.iteration, time.perf_counter() - began, loss)
     run.state, run.change = state, progress.change
+    run.lowest = min(run.lowest, state.objective) if _same_rates(before, state) else math.inf
     for name in _HISTORY:
         run.history[name].append(_mean_rate(progress.lmbd) if name == "lmbd" else getattr(progress, name))
     _LOG.info("iteration %d: objective %.6g, change %.2g", run.iteration, state.objective, progress.change)
@@ -370,6 +378,8 @@ def _iterate(plan, run, optimizer, rng, began):
 
 def _go_on(plan, run, still):
     """Choose the stage of the next iteration, or end the fit."""
+    if run.ended:
+        return
     if run.stage == "dictionary" and (still or run.iteration >= _SHARE * plan.max_iter):
         run.stage = "rates"
     elif still and run.stage == "rates" and plan.may_restart and _noise_was_wrong(plan, run.state):
@@ -391,8 +401,22 @@ def _result(plan, run):
         least = run.least * plan.unit**2
         ended += f"; kept the model of iteration {run.best_iteration}, whose validation error is {least:.4g}"
     model = Model(state.D, state.lmbd / plan.unit, state.sigma * plan.unit, plan.positive, plan.stride)
-    notes = [*dict.fromkeys(state.notes), *_weakness(plan, state)]
+    notes = [*dict.fromkeys(state.notes), *_rise(plan, run), *_weakness(plan, state)]
     return EMResult(model, history, run.iteration, run.converged, "; ".join([ended, *notes]))
+
+
+def _same_rates(before, after):
+    """Say whether two objectives can be compared."""
+    return before.sigma == after.sigma and bool((before.lmbd == after.lmbd).all())
+
+
+def _rise(plan, run):
+    """Return a note if the objective ends well above where it was before, at the same rates."""
+    last = run.history["objective"][-1]
+    if not last > _RISE * run.lowest:
+        return []
+    cure = "n_atoms or repair may be the reason" if plan.m_step == "analytic" else "lower the learning rate"
+    return [f"the objective rose from {run.lowest:.4g} to {last:.4g} while the rates were kept; {cure}"]
 
 
 def _kept(run, optimizer, rng):
@@ -443,6 +467,16 @@ def _restored_state(held, plan, name):
     if search is not None:
         search = rates.Search(**{part: kept.value_of(search, part, int | float) for part in rates.Search().__dict__})
     return _State(xp.asarray(D), xp.asarray(lmbd), codes=codes, search=search, **plain)
+
+
+def _check_kinds(prior, optimizer, callback):
+    """Raise if an argument is of no kind that can be used."""
+    if prior is not None and not isinstance(prior, rates.Prior):
+        raise InputTypeError(f"prior is {prior!r}, wanted an emdl.rates.Prior")
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise InputTypeError(f"optimizer is {optimizer!r}, wanted an emdl.optim.Optimizer")
+    if callback is not None and not callable(callback):
+        raise InputTypeError(f"callback is {callback!r}, wanted a function of one argument")
 
 
 def _make_plan(

@@ -126,8 +126,12 @@ def encode(
         mask = as_signals(xp.asarray(mask, np.float32), D.ndim - 2, "mask")
         if mask.shape != y.shape or not bool(((mask == 0) | (mask == 1)).all()):
             raise InputError(f"mask has shape {mask.shape}, wanted {y.shape}, the shape of y, with entries 0 or 1")
+    if isinstance(z0, SparseCodes):
+        z0.check("z0")
     max_iter = check_count(max_iter, "max_iter")
-    solution = solve(y, D, rates * sigma**2, stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0, mask=mask)
+    solution = solve(
+        y, D, _as_penalty(rates, sigma), stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0, mask=mask
+    )
     if solution.relative_gap > tol:
         warnings.warn(
             f"encode stopped after {solution.n_iter} sweeps at a relative gap of {solution.relative_gap:.1e}, "
@@ -142,8 +146,22 @@ def encode(
     return solution.codes
 
 
+def _as_penalty(rates, sigma):
+    """Return lmbd sigma^2, after making sure that it does not leave the range of the numbers."""
+    with np.errstate(all="ignore"):
+        penalty = rates * (sigma * sigma)
+    if not bool((array_module(penalty).isfinite(penalty) & (penalty > 0)).all()):
+        raise InputError(
+            f"lmbd sigma^2 leaves the range of the numbers, with lmbd {float(rates.max()):g} and sigma {sigma:g}; "
+            "change the unit of the signals"
+        )
+    return penalty
+
+
 def _as_weights(lmbd, D, shape):
     """Return rates as an array (K,) or (n, K, *P) of float64, all positive."""
+    if isinstance(lmbd, list | tuple):
+        lmbd = as_real(lmbd, "lmbd")
     if np.ndim(lmbd) > 1:
         rates = as_real(lmbd, "lmbd").astype(np.float64)
         if rates.shape not in (shape, shape[1:]):

@@ -13,7 +13,16 @@ import numpy as np
 from emdl._cuda import planes as cuda
 from emdl._kernels import planes as kernels
 from emdl._kernels.correlate import pack_atoms
-from emdl.backend import array_module, as_dictionary, as_signals, as_stride, check_number, code_positions, parallel_map
+from emdl.backend import (
+    array_module,
+    as_dictionary,
+    as_real,
+    as_signals,
+    as_stride,
+    check_number,
+    code_positions,
+    parallel_map,
+)
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 
@@ -244,12 +253,12 @@ def as_codes(z, D, stride):
         If they do not fit.
     """
     array_module(z if hasattr(z, "dtype") else None, D)
+    z = as_real(z, "z")
     K, n_axes = D.shape[0], D.ndim - 2
-    if getattr(z, "ndim", n_axes + 2) == n_axes + 1:
+    if z.ndim == n_axes + 1:
         z = z[None]
-    if getattr(z, "ndim", None) != n_axes + 2 or z.shape[1] != K:
-        got = getattr(z, "shape", type(z))
-        raise InputError(f"z has shape {got}, wanted (n, {K}, *P) with {n_axes} axes P for D of shape {D.shape}")
+    if z.ndim != n_axes + 2 or z.shape[1] != K:
+        raise InputError(f"z has shape {z.shape}, wanted (n, {K}, *P) with {n_axes} axes P for D of shape {D.shape}")
     z = as_signals(z, n_axes, "z")
     return z, as_dictionary(D, z.dtype), as_stride(stride, n_axes)
 
@@ -274,7 +283,10 @@ def as_rates(lmbd, D):
         If a rate is negative or not finite, or their number is wrong.
     """
     xp = array_module(D, lmbd if hasattr(lmbd, "dtype") else None)
-    rates = xp.asarray(lmbd, dtype=np.float64)
+    try:
+        rates = xp.asarray(lmbd, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"lmbd is {lmbd!r}, wanted finite rates >= 0") from error
     if rates.ndim > 1 or (rates.ndim == 1 and rates.shape[0] not in (1, D.shape[0])):
         raise InputError(f"lmbd has shape {rates.shape}, wanted one rate or {D.shape[0]}, one for each atom")
     if not bool(xp.isfinite(rates).all()) or bool((rates < 0).any()):

@@ -154,7 +154,9 @@ class Optimizer:
     def __post_init__(self):
         if self.method not in ("adam", "sgd"):
             raise InputError(f"optimizer method is {self.method!r}, wanted 'adam' or 'sgd'")
-        if not (self.rate > 0 and 0 <= self.momentum < 1 and self.decay >= 0 and self.clip > 0):
+        given = (self.rate, self.momentum, self.decay, self.clip)
+        numbers = all(isinstance(value, int | float | np.number) for value in given)
+        if not numbers or not (0 < self.rate < math.inf and 0 <= self.momentum < 1 and self.decay >= 0 < self.clip):
             raise InputError(f"optimizer got {self}, wanted rate > 0, 0 <= momentum < 1, decay >= 0 and clip > 0")
 
     def step(self, D, gradient):

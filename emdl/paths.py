@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emdl.backend import array_module, check_count, check_number
+from emdl.backend import array_module, as_real, check_count, check_number
 from emdl.encoder import encode
 from emdl.errors import InputError
 from emdl.ops import analyze_full, as_problem
@@ -94,7 +94,9 @@ def encode_path(y, D, sigma=1.0, *, lmbds=None, n_lmbds=10, smallest=0.01, posit
         smallest = check_number(smallest, "smallest", 0, 1, strict=True)
         # a hair above the top: there the codes are zero whatever the rounding
         lmbds = top * (1 + 1e-6) * np.geomspace(1, smallest, check_count(n_lmbds, "n_lmbds"))
-    lmbds = np.sort(np.asarray(lmbds, np.float64).ravel())[::-1]
+    lmbds = np.sort(as_real(lmbds, "lmbds").astype(np.float64).ravel())[::-1]
+    if not len(lmbds):
+        raise InputError("lmbds is empty, wanted at least one rate")
     codes, z = [], None
     for lmbd in lmbds:
         z = encode(y, D, float(lmbd), sigma, positive=positive, stride=stride, z0=z, sparse=sparse, **options)

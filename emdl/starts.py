@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from emdl.backend import array_module
+from emdl.backend import array_module, as_rng
 from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.errors import InputError
@@ -55,7 +55,7 @@ def blind(y, n_atoms, atom_shape, *, positive=False, stride=(1,), sigma=1.0, rng
         If the signals hold fewer windows than atoms.
     """
     xp, y = array_module(y), to_host(y)
-    layout, rng = Layout(tuple(atom_shape), tuple(stride), bool(positive)), np.random.default_rng(rng)
+    layout, rng = Layout(tuple(atom_shape), tuple(stride), bool(positive)), as_rng(rng)
     place = peaks(y, layout, sigma)
     if len(place) < n_atoms:
         return xp.asarray(_chunks(y, n_atoms, layout, rng))

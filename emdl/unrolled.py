@@ -19,7 +19,7 @@ from emdl._kernels import bands, network, products
 from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
-from emdl.ops import analyze_full, as_problem, as_rates, plane_stride, planes, positions_of, residual_full
+from emdl.ops import analyze_full, as_problem, as_rates, lipschitz, plane_stride, planes, positions_of, residual_full
 from emdl.prox import shrink_momentum
 
 _PROBES = 8  # places at which the share of non-zeros in the first layer is estimated
@@ -110,7 +110,8 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1, analysis=None
     Raises
     ------
     InputError
-        If shapes do not fit each other, a value is not finite, or a parameter lies outside its range.
+        If shapes do not fit each other, a value is not finite, a parameter lies outside its range, or the layers
+        diverge until their codes are no longer finite.
 
     References
     ----------
@@ -133,17 +134,18 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1, analysis=None
             raise InputError(
                 f"analysis has shape {analysis.shape}, wanted that of D, {D.shape}; pad the smaller atoms with zeros"
             )
-    return unroll_full(
-        y,
-        D,
-        theta,
-        check_number(step, "step", 0, strict=True),
-        check_count(n_iter, "n_iter"),
-        positive,
-        stride,
-        analysis=analysis,
-        checkpoint=None if checkpoint is None else check_count(checkpoint, "checkpoint"),
-    )
+    step, n_iter = check_number(step, "step", 0, strict=True), check_count(n_iter, "n_iter")
+    checkpoint = None if checkpoint is None else check_count(checkpoint, "checkpoint")
+    with np.errstate(all="ignore"):  # what diverges is seen in its codes
+        trace = unroll_full(y, D, theta, step, n_iter, positive, stride, analysis=analysis, checkpoint=checkpoint)
+    last = trace.codes[-1]
+    values = last.value if isinstance(last, SparseCodes) else last
+    if not bool(array_module(values).isfinite(values).all()):
+        raise InputError(
+            f"the {n_iter} layers diverged with step {step:g}: codes are no longer finite; take at most "
+            f"1 / lipschitz(D) = {1 / max(lipschitz(D, stride=stride), 1e-300):.3g}"
+        )
+    return trace
 
 
 def as_threshold(theta, D):

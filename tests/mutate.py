@@ -27,9 +27,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds of processor time
 TESTS = {
     "ops": ["test_ops.py", "test_reliability_algebra.py", "test_reliability.py"],
-    "prox": ["test_prox.py", "test_unrolled.py", "test_gradients.py", "test_cupy.py"],
+    "prox": ["test_prox.py", "test_unrolled.py"],
     "encoder": ["test_encoder.py", "test_encoder_properties.py", "test_reliability_algebra.py", "test_reliability.py"],
-    "gradients": ["test_gradients.py", "test_cupy.py", "test_reliability.py"],
+    "gradients": ["test_gradients.py", "test_reliability.py"],
     "em": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
 }
 SKIPPED = "not slow and not gpu"

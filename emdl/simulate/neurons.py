@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
-from emdl.backend import check_count, check_number
+from emdl.backend import as_rng, check_count, check_number
 from emdl.errors import InputError
 
 BEFORE, AFTER = 0.8, 1.7  # what a waveform shows around its trough, ms
@@ -178,7 +178,7 @@ def waveforms(n_atoms, n_channels, length, *, max_correlation=0.9, rng=None):
     n_atoms, n_channels = check_count(n_atoms, "n_atoms"), check_count(n_channels, "n_channels")
     length = check_count(length, "length", 8)
     max_correlation = check_number(max_correlation, "max_correlation", 0, 1, strict=True)
-    neurons = draw_neurons(200 + 40 * n_atoms, channel_positions(n_channels), 10, 50, np.random.default_rng(rng))
+    neurons = draw_neurons(200 + 40 * n_atoms, channel_positions(n_channels), 10, 50, as_rng(rng))
     step = (BEFORE + AFTER) / length
     shapes = evaluate(neurons, (np.arange(length) - round(BEFORE / step)) * step)
     chosen = shapes[choose_distinct(shapes, n_atoms, max_correlation)]

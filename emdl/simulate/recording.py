@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 
-from emdl.backend import check_count, check_number
+from emdl.backend import as_rng, check_count, check_number
 from emdl.errors import InputError
 from emdl.simulate.neurons import AFTER, BEFORE, channel_positions, choose_distinct, draw_neurons, evaluate
 from emdl.simulate.signals import as_range
@@ -151,7 +151,7 @@ def tetrode(
     >>> recording.data.shape, recording.data.dtype, recording.waveforms.shape
     ((4, 60000), dtype('float32'), (3, 4, 75))
     """
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     n_units, n_channels = check_count(n_units, "n_units"), check_count(n_channels, "n_channels")
     fs = check_number(fs, "fs", 8000)
     n_samples = round(check_number(duration_s, "duration_s", (BEFORE + AFTER) / 1000) * fs)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import as_dictionary, as_real, as_stride, check_count, check_number, code_positions
+from emdl.backend import as_dictionary, as_real, as_rng, as_stride, check_count, check_number, code_positions
 from emdl.errors import InputError
 from emdl.ops import synthesize
 
@@ -96,7 +96,7 @@ def convolutional(
     ((5, 3, 2000), (5, 2, 1961), 10)
     """
     D = as_dictionary(D)
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     shape, n_axes = np.atleast_1d(n_samples).tolist(), D.ndim - 2
     if len(shape) != n_axes:
         raise InputError(f"n_samples is {n_samples!r}, wanted one number for each of the {n_axes} axes of the atoms")

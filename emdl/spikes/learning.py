@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from emdl import checkpoint as kept
 from emdl import model as core
-from emdl.backend import check_count
+from emdl.backend import as_rng, check_count
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
 from emdl.spikes import decision, groups, number, probes, scales, snippets, start, trains, trust, update, whitening
@@ -184,7 +184,7 @@ def fit(
     began = time.perf_counter()
     asked = {"data": data, "fs": fs, "n_units": n_units, "window_ms": window_ms, "band": band, "max_iter": max_iter}
     asked |= {} if positions is None else {"positions": positions}
-    asked, rng = asked | {"rng": rng}, np.random.default_rng(rng)
+    asked, rng = asked | {"rng": rng}, as_rng(rng)
     with kept.Checkpoint(checkpoint, asked, kind="spikes.fit", every=checkpoint_every, resume=resume) as keeper:
         white = whitening.learn(data, scale)
         x, passed = _stretch(data, white, scale)
