@@ -239,7 +239,7 @@ def _learned(channels, sigma):
     plan = restore.plan(channels, None, sigma, turn=True)
     if plan.sigma[0] == 0:
         return None, {"model": "nothing, as there is no noise"}
-    model = learn.fit(restore.mix(channels, plan.basis[0])[None, None], float(plan.sigma[0]))
+    model = learn.fit(restore.mix(channels, plan.basis[0])[None, None], float(plan.sigma[0]), rng=0)
     return model, {"model": "a dictionary learned on the picture itself"}
 
 
