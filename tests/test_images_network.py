@@ -83,6 +83,13 @@ def test_tiles_leave_no_seam(noisy, monkeypatch):
     assert np.abs(parts - whole).max() < 0.02  # of the noise level
 
 
+def test_what_no_photograph_holds_is_not_destroyed(rng):
+    board = np.indices((64, 64)).sum(0) % 2 * 255.0
+    y = board + 2 * rng.standard_normal(board.shape)
+    out = bundled().denoise(y[None, None], 2.0)[0, 0]
+    assert np.abs(out - y).max() <= 8.001
+
+
 def test_sigma_zero_gives_the_image_back(net, noisy):
     y = np.concatenate([noisy[1], noisy[1]])
     out = net.denoise(y, [0.0, 1.0])
