@@ -98,7 +98,7 @@ def fit_gabors(D, *, n_starts=4):
     if not bool(D.reshape(len(D), -1).any(axis=1).all()):
         raise InputError("an atom is zero everywhere, which no Gabor function explains; leave it out")
     n_starts = check_count(n_starts, "n_starts")
-    return parallel_map(lambda atom: _fit(atom, n_starts), D)
+    return parallel_map(lambda atom: _fit(atom, n_starts), list(D))
 
 
 def _fit(atom, n_starts):
@@ -106,7 +106,7 @@ def _fit(atom, n_starts):
     size = max(shape)
     low = np.array([-0.5, -0.5, -2 * math.pi, _NARROWEST, _NARROWEST, 0.0])
     high = np.array([shape[0] - 0.5, shape[1] - 0.5, 2 * math.pi, 2.0 * size, 2.0 * size, 0.71])
-    best, least = None, math.inf
+    best, least = np.zeros(6), math.inf
     for first in _starts(atom, n_starts):
         found = least_squares(
             lambda x: _residual(x, target, shape), np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high),

@@ -1,0 +1,254 @@
+"""Denoising: emdl against BM3D, non-local means, wavelets and total variation, PSNR against level and seconds.
+
+python benchmarks/run.py --suite denoise                              Set12 at 15, 25 and 50, and the curve from 5 to 75
+python benchmarks/run.py --suite denoise --folder photographs --methods emdl,learn --levels 25
+python benchmarks/run.py --suite denoise --report                     tables and plots of what is stored
+
+Every cell (image, level, method) is stored when it is done; the same command goes on from there. The noisy image is
+neither clipped nor rounded. emdl estimates the noise level; the others are told it. BM3D is a peer that is used where
+the package bm3d is installed; scikit-image brings the others. Total variation gets the best of five weights, chosen
+with the truth in hand.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.pictures import DATA, noisy, photographs, psnr
+
+LEVELS = (15, 25, 50)
+CURVE = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75)
+CURVE_IMAGES = ("01", "05")
+CROP = ("05", 25, slice(60, 156), slice(100, 196))  # image, level and part of the picture side by side
+WEIGHTS = (0.5, 0.7, 0.8, 0.9, 1.1)
+
+
+def _emdl(y, sigma, truth):
+    from emdl import images
+
+    return images.denoise(y)
+
+
+def _learn(y, sigma, truth):
+    from emdl.images import estimate_sigma
+    from emdl.images.learn import fit
+
+    level = estimate_sigma(y)
+    return fit(y[None, None], level, rng=0).denoise(y[None, None], level)[0, 0]
+
+
+def _bm3d(y, sigma, truth):
+    import bm3d
+
+    return bm3d.bm3d(y, sigma)
+
+
+def _nlm(y, sigma, truth):
+    from skimage.restoration import denoise_nl_means
+
+    return denoise_nl_means(y, h=0.6 * sigma, sigma=sigma, fast_mode=False, patch_size=5, patch_distance=6)
+
+
+def _wavelet(y, sigma, truth, method="BayesShrink"):
+    from skimage.restoration import denoise_wavelet
+
+    return denoise_wavelet(y, sigma=sigma, mode="soft", method=method, rescale_sigma=False)
+
+
+def _tv(y, sigma, truth):
+    from skimage.restoration import denoise_tv_chambolle
+
+    tried = [denoise_tv_chambolle(y, weight=w * sigma) for w in WEIGHTS]
+    return max(tried, key=lambda x: psnr(255 * x, truth))
+
+
+METHODS = {
+    "emdl": _emdl,
+    "learn": _learn,
+    "bm3d": _bm3d,
+    "nlm": _nlm,
+    "wavelet": _wavelet,
+    "visushrink": functools.partial(_wavelet, method="VisuShrink"),
+    "tv": _tv,
+}
+NAMES = {
+    "emdl": "emdl", "learn": "emdl --learn", "bm3d": "BM3D", "nlm": "non-local means", "wavelet": "BayesShrink",
+    "visushrink": "VisuShrink", "tv": "total variation",
+}  # fmt: skip
+STYLE = {
+    "emdl": ("#0072B2", "o"), "learn": ("#56B4E9", "D"), "bm3d": ("#D55E00", "s"), "nlm": ("#009E73", "^"),
+    "wavelet": ("#CC79A7", "v"), "visushrink": ("#999999", "x"), "tv": ("#E69F00", "P"),
+}  # fmt: skip
+
+
+def cell(method, image, name, level):
+    """Return the result of one method, and the denoised image, 0 ... 255."""
+    y = noisy(image, level, name) / 255
+    wall, work = time.perf_counter(), time.process_time()
+    x = METHODS[method](y, level / 255, image)
+    wall, work = time.perf_counter() - wall, time.process_time() - work
+    if method == "tv":  # one of the weights would do for who knows it
+        wall, work = wall / len(WEIGHTS), work / len(WEIGHTS)
+    x = 255 * np.asarray(x, np.float64)
+    return {
+        "method": method, "image": name, "level": level, "shape": image.shape, "psnr": psnr(x, image),
+        "seconds": wall, "processor": work,
+    }, x  # fmt: skip
+
+
+def run(photos, levels, methods, folder):
+    """Compute the cells that are not stored."""
+    for method in methods:
+        try:
+            _warm(method)
+        except ImportError as error:
+            print(f"{NAMES[method]} is left out: {error}")
+            continue
+        for level in levels:
+            for name, image in photos.items():
+                path = folder / f"{method}_{level}_{name}.json"
+                if path.is_file():
+                    continue
+                result, x = cell(method, image, name, level)
+                if (name, level) == CROP[:2]:
+                    np.save(folder / f"{method}_{level}_{name}.npy", x[CROP[2:]].astype(np.float32))
+                path.write_text(json.dumps(result), encoding="utf-8")
+                print(
+                    f"{NAMES[method]}, {name} at {level}: {result['psnr']:.2f} dB, {result['processor']:.2f} s",
+                    flush=True,
+                )
+
+
+def _warm(method):
+    """Run a method once on a small image, so that compilation is not counted."""
+    image = np.add.outer(np.arange(40.0), np.arange(40.0))
+    METHODS[method]((image + 9 * np.random.default_rng(0).standard_normal(image.shape)) / 255, 9 / 255, image)
+
+
+def stored(folder):
+    """Return all stored cells."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*_*_*.json"))]
+
+
+def table(cells, names):
+    """Return mean PSNR and processor seconds over the images that every method has, as Markdown."""
+    lines = [
+        "| method | " + " | ".join(f"{s}" for s in LEVELS) + " | images | processor s per image |",
+        "|---" * 6 + "|",
+    ]
+    for method in METHODS:
+        mine = [c for c in cells if c["method"] == method and c["image"] in names and c["level"] in LEVELS]
+        if not mine:
+            continue
+        means = []
+        for level in LEVELS:
+            values = [c["psnr"] for c in mine if c["level"] == level]
+            means.append(f"{statistics.mean(values):.2f} ({len(values)})" if values else "-")
+        seconds = statistics.mean(c["processor"] for c in mine)
+        lines.append(f"| {NAMES[method]} | {' | '.join(means)} | {len({c['image'] for c in mine})} | {seconds:.2f} |")
+    return "\n".join(lines)
+
+
+def plot(cells, folder):
+    """Draw PSNR against level, PSNR against seconds, and a crop side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 12, "svg.fonttype": "none"})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    curve = [c for c in cells if c["image"] in CURVE_IMAGES]
+    for method in METHODS:
+        mine = [c for c in curve if c["method"] == method]
+        x = [s for s in CURVE if len({c["image"] for c in mine if c["level"] == s}) == len(CURVE_IMAGES)]
+        colour, mark = STYLE[method]
+        mean = [statistics.mean(c["psnr"] for c in mine if c["level"] == s) for s in x]
+        if x:
+            left.plot(x, mean, marker=mark, color=colour, label=NAMES[method])
+        at = [c for c in cells if c["method"] == method and c["level"] == 25]
+        if at:
+            size = statistics.mean(c["processor"] / (c["shape"][0] * c["shape"][1]) for c in at) * 256**2
+            right.plot(size, statistics.mean(c["psnr"] for c in at), mark, color=colour, markersize=9)
+            right.annotate(
+                NAMES[method], (size, statistics.mean(c["psnr"] for c in at)), xytext=(6, 6), textcoords="offset points"
+            )
+    left.set(xlabel="noise level (8-bit units)", ylabel="PSNR, mean of two images (dB)")
+    left.legend(frameon=False, fontsize=10)
+    right.set(xscale="log", xlabel="processor seconds per 256 x 256 image", ylabel="PSNR at level 25 (dB)")
+    right.margins(x=0.35, y=0.15)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, folder / "denoise")
+    _draw_crops(folder, plt)
+
+
+def _draw_crops(folder, plt):
+    name, level, rows, columns = CROP
+    found = {m: folder / f"{m}_{level}_{name}.npy" for m in METHODS}
+    found = {NAMES[m]: np.load(path) for m, path in found.items() if path.is_file()}
+    if not found or not (DATA / "set12" / f"{name}.png").is_file():
+        return
+    image = photographs(DATA / "set12")[name]
+    pictures = {"original": image[rows, columns], "noisy": noisy(image, level, name)[rows, columns], **found}
+    figure, axes = plt.subplots(2, -(-len(pictures) // 2), figsize=(11, 6.2), layout="constrained")
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, (title, x) in zip(axes.ravel(), pictures.items(), strict=False):
+        axis.imshow(x, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title, fontsize=13)
+    _save(figure, folder / "denoise_crop")
+
+
+def _save(figure, path):
+    import matplotlib.pyplot as plt
+
+    for kind in ("svg", "png"):
+        figure.savefig(path.with_suffix(f".{kind}"), dpi=120)
+    plt.close(figure)
+
+
+def main(arguments=None, folder=pathlib.Path()):
+    """Compute what is not stored, print the table, leave denoise.json and the plots in the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=pathlib.Path, default=DATA / "set12", help="photographs, PNG")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
+    parser.add_argument("--images", help="names without ending, by commas; all by default")
+    parser.add_argument("--no-curve", action="store_true", help="leave out the curve over levels")
+    parser.add_argument("--report", action="store_true", help="compute nothing")
+    given = parser.parse_args(arguments)
+    cells_folder = folder / "denoise" / given.folder.name
+    cells_folder.mkdir(parents=True, exist_ok=True)
+    photos = photographs(given.folder)
+    if given.images:
+        photos = {name: photos[name] for name in given.images.split(",")}
+    methods = given.methods.split(",")
+    unknown = set(methods) - set(METHODS)
+    if unknown:
+        raise SystemExit(f"there is no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+    print(f"{platform.processor() or platform.machine()}, " + ", ".join(_versions()))
+    if not given.report:
+        run(photos, [int(s) for s in given.levels.split(",")], methods, cells_folder)
+        if not given.no_curve:
+            run({n: photos[n] for n in CURVE_IMAGES if n in photos}, CURVE, methods, cells_folder)
+    cells = stored(cells_folder)
+    print(table(cells, set(photos)))
+    (folder / "denoise.json").write_text(json.dumps(cells, indent=1), encoding="utf-8")
+    plot(cells, folder)
+
+
+def _versions():
+    for name in ("emdl", "bm3d", "scikit-image", "numpy"):
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{name} is not installed"
