@@ -353,7 +353,7 @@ def emdl_curve(level, seed, cache, room=12.0):
     sample, odds = events.time + model.peak[events.unit], events.odds - room
     return [
         [float(least), *errors_of(truth, sample[odds > least], events.unit[odds > least])]
-        for least in (-11, -9, -7, -5, -3, -1, 0, 1, 3, 5, 10, 20, 40)
+        for least in (-11, -7, -3, 0, 3, 7, 15, 30, 60, 100, 150, 200)
     ]
 
 
@@ -372,14 +372,16 @@ def draw_curves(store, seed):
     figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained")
     for axis, (level, snr) in zip(axes, LEVELS.items(), strict=True):
         for name, label, colour in (("emdl", "emdl", "C3"), ("naive", "threshold + PCA + k-means", "0.5")):
+            if f"curve {name} {level} {seed}" not in store.cells:
+                continue
             _, missed, false = np.array(store.cells[f"curve {name} {level} {seed}"]).T
             axis.plot(np.maximum(false, 0.05), np.maximum(missed, 0.05), ".-", color=colour, label=label)
-        for i, name in enumerate(("oracle", *PEERS)):
+        labels = {"oracle": "true templates, greedy", "naive": "threshold + PCA + k-means"}
+        for name, marker in zip(("oracle", "naive", *PEERS), "*xos^v", strict=True):
             cell = store.cells.get(f"tetrode {name} {level} {seed}")
-            if cell:
+            if cell and f"curve {name} {level} {seed}" not in store.cells:
                 x, y = 100 * (1 - cell["precision"]), 100 * (1 - cell["recall"])
-                label = "true templates, greedy" if name == "oracle" else name
-                axis.plot(x, y, "*k" if name == "oracle" else "os^v"[i - 1], color=None if i else "k", label=label)
+                axis.plot(x, y, marker, color={"oracle": "k", "naive": "0.5"}.get(name), label=labels.get(name, name))
         axis.set(xscale="log", yscale="log", title=f"{level}: SNR {snr[0]:g} to {snr[1]:g}", xlabel="false alarms, %")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("true misses, %")
@@ -425,7 +427,7 @@ def streamed(data, model, minutes, cache):
     """Return what a fresh process needs for a file that repeats a minute of tetrode."""
     path = cache / f"tetrode_{minutes}min.dat"
     if not path.is_file():
-        x = np.round(data.T * 4).astype(np.int16).tobytes()
+        x = np.round(data.T).astype(np.int16).tobytes()
         with path.open("wb") as file:
             for _ in range(minutes):
                 file.write(x)

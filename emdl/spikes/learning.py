@@ -91,7 +91,8 @@ class _Course:
     history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
     ended: str = ""
     converged: bool = False
-    believed: np.ndarray | None = None  # which units are no background, where they were judged already
+    # which units are no background, where they were judged already
+    believed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def note(self, row):
         """Add an iteration to the history."""
@@ -221,7 +222,7 @@ def _learn_probe(task, max_iter, callback, began, keeper, positions):
     """Learn the units of many channels, neighbourhood by neighbourhood, then together; return what `_learn` does."""
     near = probes.neighbourhoods(probes.distances(task.passed, positions))
     C, s = len(task.x), task.scale.length
-    course = _restored(keeper.found, task) if keeper.found else _Course(_no_units(C, s), 0, believed=np.zeros(0, bool))
+    course = _restored(keeper.found, task) if keeper.found else _Course(_no_units(C, s), 0)
     began -= max(course.history["seconds"], default=0)
     max_iter = min(max_iter, _NEAR_ITER)
     passes = len(near) * max_iter + _TOGETHER
@@ -320,8 +321,7 @@ def _state_of(course, rng):
     """Return a course and the random numbers as the state that a checkpoint keeps."""
     names = ("n_events", "left", "iteration", "grown", "held", "ended", "converged")
     state = {name: getattr(course, name) for name in names} | {"rng": kept.of_rng(rng)}
-    state |= {} if course.believed is None else {"believed": course.believed}
-    state |= {f"units_{name}": getattr(course.units, name) for name in _UNITS}
+    state |= {"believed": course.believed} | {f"units_{name}": getattr(course.units, name) for name in _UNITS}
     return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
 
 
@@ -336,7 +336,7 @@ def _restored(state, task):
     n_events, left, iteration, grown, held = counts
     if iteration != n:
         raise FileFormatError(f"the checkpoint is damaged: it tells of {n} iterations and counts {iteration}")
-    believed = kept.array_of(state, "believed", (K,), None).astype(bool) if "believed" in state else None
+    believed = kept.array_of(state, "believed", (int(np.size(state.get("believed"))),), None).astype(bool)
     ended, converged = kept.value_of(state, "ended", str), kept.value_of(state, "converged", bool)
     return _Course(decision.Units(*units), n_events, left, iteration, grown, held, history, ended, converged, believed)
 
