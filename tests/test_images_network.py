@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emdl.errors import FileFormatError, InputError
-from emdl.images.network import N_VIEWS, Network, bundled, frame, turn, turn_back, workspace
+from emdl.images.network import N_VIEWS, Network, bundled, frame, restore, turn, turn_back, workspace
 
 
 @pytest.fixture
@@ -83,11 +83,19 @@ def test_tiles_leave_no_seam(noisy, monkeypatch):
     assert np.abs(parts - whole).max() < 0.02  # of the noise level
 
 
-def test_what_no_photograph_holds_is_not_destroyed(rng):
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 3.0])
+def test_what_no_photograph_holds_is_kept_where_the_noise_is_weak(rng, sigma):
     board = np.indices((64, 64)).sum(0) % 2 * 255.0
-    y = board + 2 * rng.standard_normal(board.shape)
-    out = bundled().denoise(y[None, None], 2.0)[0, 0]
-    assert np.abs(out - y).max() <= 8.001
+    board[20:40, 20:40] = 128
+    y = board + sigma * rng.standard_normal(board.shape)
+    out = bundled().denoise(y[None, None], sigma)[0, 0]
+    assert np.sqrt(np.mean((out - board) ** 2)) < 1.3 * sigma
+
+
+def test_residuals_of_noise_are_not_given_back(rng):
+    clean = rng.standard_normal((2, 90, 80)).astype(np.float32)
+    noisy = clean + rng.standard_normal(clean.shape).astype(np.float32)
+    assert np.mean((restore(noisy, clean) - clean) ** 2) < 1e-3  # of the energy of the noise
 
 
 def test_sigma_zero_gives_the_image_back(net, noisy):
