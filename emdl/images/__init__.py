@@ -8,6 +8,7 @@ import importlib
 _HOME = {
     "denoise": "restore",
     "estimate_sigma": "restore",
+    "fit": "learn",
 }
 _MODULES = ("files",)
 
