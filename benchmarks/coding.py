@@ -141,7 +141,10 @@ class Store:
     def put(self, key, cell):
         """Keep a cell, on disk too."""
         self.data["cells"][key] = cell
-        text = json.dumps(self.data, indent=1)
+        parts = ((name, json.dumps(part)) for name, part in self.data["cells"].items())
+        lines = ",\n".join(f"  {json.dumps(name)}: {part}" for name, part in parts)  # one line for each cell
+        rest = json.dumps({name: part for name, part in self.data.items() if name != "cells"}, indent=1)
+        text = f'{{"cells": {{\n{lines}\n}},{rest[1:]}\n'
         spare = self.path.with_suffix(".part")
         spare.write_text(text, encoding="utf-8")
         spare.replace(self.path)
@@ -236,6 +239,7 @@ def main(arguments, folder):
     parser.add_argument("--quick", action="store_true", help="a minute, for a check of the suite itself")
     parser.add_argument("--threads", type=int, default=1, help="of every solver (default: 1)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="processor seconds of a solver on a problem")
+    parser.add_argument("--publish", type=pathlib.Path, metavar="FILE", help="put the tables into this Markdown file")
     parser.add_argument("--list", action="store_true", help="name the cells and end")
     given = parser.parse_args(arguments)
     store = Store(folder / ("coding-quick.json" if given.quick else "coding.json"))
@@ -250,7 +254,9 @@ def main(arguments, folder):
     limit = min(given.limit, QUICK) if given.quick else given.limit
     print(f"{processor()}; {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}; {len(wanted)} cells")
     run(store, wanted, threads=given.threads, limit=limit, again=given.again)
-    page = coding_report.tables(store.data)
+    page = coding_report.tables(store.data, {*cells(SUITE), *cells(SUITE_QUICK)})
     print(page)
     (folder / "coding.md").write_text(page, encoding="utf-8")
     coding_plots.draw(store.data, folder)
+    if given.publish:
+        coding_report.publish(page, given.publish)

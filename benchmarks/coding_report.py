@@ -67,14 +67,27 @@ def goals(data, threads=1):
                 yield text, target, factor, None, False, "not measured"
 
 
-def tables(data):
-    """Return all tables as Markdown."""
+BEGIN, END = "<!-- coding: begin -->", "<!-- coding: end -->"
+
+
+def publish(page, path):
+    """Put `page` between the marks of the Markdown file at `path`."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    if END not in rest:
+        raise ValueError(f"{path} has no lines {BEGIN} and {END}")
+    path.write_text(f"{before}{BEGIN}\n\n{page}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def tables(data, suite):
+    """Return all tables as Markdown; cells that are not in `suite` (pairs of problem and solver) stand apart."""
     pages = [_goal_table(data, n) for n in sorted({c["threads"] for c in data["cells"].values()})]
     cases = list(dict.fromkeys(case for _, case, *_ in GOALS))
     cases += [c["case"] for c in data["cells"].values() if c["case"] in data["references"]]
     hidden = {part for parts in SAMPLE_OF.values() for part in parts}
-    pages += [_case_table(data, case) for case in dict.fromkeys(cases) if case not in hidden]
-    pages += [_scaling_table(data), _machine_table(data)]
+    cases = [case for case in dict.fromkeys(cases) if case not in hidden]
+    pages += [_case_table(data, case, suite) for case in cases]
+    pages += [_tried_table(data, suite), _scaling_table(data), _machine_table(data)]
     return "\n\n".join(page for page in pages if page) + "\n"
 
 
@@ -93,10 +106,10 @@ def _goal_table(data, threads):
     return "\n".join(rows)
 
 
-def _case_table(data, case):
+def _case_table(data, case, suite):
     rows = []
     for threads in (1, 2):
-        measured = cells_of(data, case, threads)
+        measured = [m for m in cells_of(data, case, threads) if (m[1]["case"], m[0]) in suite]
         own = next((c for s, c, _ in measured if s == OWN), None)
         for solver, cell, scale in sorted(measured, key=lambda m: (not m[0].startswith("emdl"), m[0])):
             row = [solver + (f", {threads} threads" if threads > 1 else "")]
@@ -115,6 +128,24 @@ def _case_table(data, case):
     )
     head = "| solver | to 1e-3, s (wall) | times emdl | to 1e-5, s (wall) | times emdl | remarks |"
     return "\n".join([f"**{title}**", "", head, "|---|---|---|---|---|---|", *rows])
+
+
+def _tried_table(data, suite):
+    rows = []
+    for cell in data["cells"].values():
+        if (cell["case"], cell["solver"]) not in suite and cell["points"] and "certified" not in cell["points"][-1]:
+            times = [seconds(cell, target) for target in TARGETS]
+            least, most = min(p["gap"] for p in cell["points"]), max(p["cpu"] for p in cell["points"])
+            rest = "" if times[1] else f"ends at {least:.1e} after {short(most)} s"
+            shown = " | ".join("-" if t is None else short(t) for t in times)
+            rows.append(f"| {cell['case']} | {cell['solver']} | {shown} | {rest} |")
+    head = [
+        "**Settings tried besides**",
+        "",
+        "| problem | solver | to 1e-3, s | to 1e-5, s | |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def _note(cell, scale):
