@@ -132,7 +132,7 @@ def encode(
     solution = solve(
         y, D, _as_penalty(rates, sigma), stride, tol=tol, max_iter=max_iter, positive=positive, z0=z0, mask=mask
     )
-    if solution.relative_gap > tol:
+    if not solution.relative_gap <= tol:  # NaN is no certificate
         warnings.warn(
             f"encode stopped after {solution.n_iter} sweeps at a relative gap of {solution.relative_gap:.1e}, "
             f"wanted {tol:.1e}; raise max_iter, or tol if the data are float32",
