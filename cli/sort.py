@@ -129,6 +129,7 @@ def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, q
             given = {name: value for name, value in learn.items() if value is not None}
             keep = {"checkpoint": kept["learn"], "checkpoint_every": checkpoint_every, "resume": resume}
             with screen.learning(quiet=quiet) as show, signals.after_the_iteration(show) as callback:
+                given["positions"] = recording.positions
                 model = spikes.fit(recording.without_gaps(), recording.fs, callback=callback, **keep, **given)
             with files.replacing(names["model"]) as part:
                 model.save(part)
