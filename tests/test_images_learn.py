@@ -22,7 +22,7 @@ def photograph():
 
 
 def test_learning_on_a_noisy_photograph_takes_most_noise_away(photograph):
-    """Noisy 20.2 dB; it reaches 28.6 here, and the cosines that it starts from, at equal prices, less."""
+    """By 7 dB and more, and six iterations by more than one."""
     noisy = photograph + 25 * np.random.default_rng(1).standard_normal(photograph.shape).astype(np.float32)
     told = []
     model = fit(noisy[None, None], 25, max_iter=6, rng=0, callback=told.append)
