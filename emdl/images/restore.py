@@ -123,8 +123,8 @@ def estimate_sigma(image, *, channel_axis=None):
     Returns
     -------
     float or ndarray (C,)
-        For each channel, on the scale of `denoise`. It is found where there is least texture: within 2 % (root mean
-        square) from 25 grey values of 256 on, 4 % at 10; see `emdl.images.noise`. 0 for a constant image.
+        For each channel, on the scale of `denoise`. It is found where there is least texture: within 3 % (root mean
+        square) from 25 grey values of 256 on, 7 % at 10; see `emdl.images.noise`. 0 for a constant image.
 
     Raises
     ------
