@@ -321,7 +321,9 @@ def _state_of(course, rng):
     """Return a course and the random numbers as the state that a checkpoint keeps."""
     names = ("n_events", "left", "iteration", "grown", "held", "ended", "converged")
     state = {name: getattr(course, name) for name in names} | {"rng": kept.of_rng(rng)}
-    state |= {"believed": course.believed} | {f"units_{name}": getattr(course.units, name) for name in _UNITS}
+    state |= {"believed": course.believed.astype(np.float64)} | {
+        f"units_{name}": getattr(course.units, name) for name in _UNITS
+    }
     return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
 
 
@@ -336,7 +338,7 @@ def _restored(state, task):
     n_events, left, iteration, grown, held = counts
     if iteration != n:
         raise FileFormatError(f"the checkpoint is damaged: it tells of {n} iterations and counts {iteration}")
-    believed = kept.array_of(state, "believed", (int(np.size(state.get("believed"))),), None).astype(bool)
+    believed = kept.array_of(state, "believed", (None,), np.float64) > 0
     ended, converged = kept.value_of(state, "ended", str), kept.value_of(state, "converged", bool)
     return _Course(decision.Units(*units), n_events, left, iteration, grown, held, history, ended, converged, believed)
 
