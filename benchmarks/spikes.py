@@ -376,16 +376,17 @@ def draw_curves(store, seed):
                 continue
             _, missed, false = np.array(store.cells[f"curve {name} {level} {seed}"]).T
             axis.plot(np.maximum(false, 0.05), np.maximum(missed, 0.05), ".-", color=colour, label=label)
+        colours = {"emdl": "C3", "oracle": "k", "naive": "0.5", "mountainsort5": "C4"}
         labels = {"oracle": "true templates, greedy", "naive": "threshold + PCA + k-means"}
-        for name, marker in zip(("oracle", "naive", *PEERS), "*xos^v", strict=True):
+        for name, marker in zip(("emdl", "oracle", "naive", *PEERS), ".*xos^v", strict=True):
             cell = store.cells.get(f"tetrode {name} {level} {seed}")
             if cell and f"curve {name} {level} {seed}" not in store.cells:
                 x, y = 100 * (1 - cell["precision"]), 100 * (1 - cell["recall"])
-                axis.plot(x, y, marker, color={"oracle": "k", "naive": "0.5"}.get(name), label=labels.get(name, name))
+                axis.plot(x, y, marker, color=colours.get(name), label=labels.get(name, name))
         axis.set(xscale="log", yscale="log", title=f"{level}: SNR {snr[0]:g} to {snr[1]:g}", xlabel="false alarms, %")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("true misses, %")
-    axes[-1].legend(fontsize=8)
+    axes[1].legend(fontsize=8)
     figure.savefig(store.path.with_name("spikes_curve.png"), dpi=130)
     print("drawn:", store.path.with_name("spikes_curve.png"))
 
