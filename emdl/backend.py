@@ -193,7 +193,7 @@ def as_stride(stride, n_axes):
         If a stride is not a whole number of at least 1, or their number is wrong.
     """
     given = (stride,) * n_axes if isinstance(stride, numbers.Integral) else tuple(np.atleast_1d(stride).tolist())
-    whole = all(isinstance(t, numbers.Integral) and not isinstance(t, bool) and t >= 1 for t in given)
+    whole = all(isinstance(t, numbers.Integral) and not isinstance(t, bool) and int(t) >= 1 for t in given)
     if len(given) != n_axes or not whole:
         raise InputError(f"stride is {stride!r}, wanted a whole number >= 1 or {n_axes} of them")
     return tuple(int(t) for t in given)

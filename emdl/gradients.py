@@ -99,7 +99,7 @@ def backward(trace, g_z, *, n_layers=None):
         raise InputTypeError(f"trace is {trace!r}, wanted what unroll returns")
     array_module(trace.y, g_z)
     y, T = trace.y, trace.n_layers
-    shape = trace.codes.shape
+    shape = positions_of(y, trace.D, trace.stride)
     g_z = as_codes(g_z, trace.D, trace.stride)[0].astype(y.dtype, copy=False)
     if g_z.shape != shape:
         raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {shape}")
