@@ -136,7 +136,8 @@ def test_an_interrupted_search_leaves_what_it_found_and_goes_on(sorted_folder, t
     whole = run(*command[:-1], "whole.csv", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     script = (
-        "import os, signal, sys\nfrom emdl.cli import screen, main\nbefore = screen._SearchLines.__call__\n"
+        "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from emdl.cli import screen, main\nbefore = screen._SearchLines.__call__\n"
         "def call(self, state):\n    os.kill(os.getpid(), signal.SIGINT)\n    before(self, state)\n"
         f"screen._SearchLines.__call__ = call\nsys.argv = ['emdl', *{list(map(str, command))!r}]\nsys.exit(main())"
     )
