@@ -166,7 +166,7 @@ def test_standard_output_carries_the_data_and_standard_error_the_rest(whole):
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
 @pytest.mark.slow
-def test_it_runs_where_the_cache_of_kernels_cannot_be_written(whole, tmp_path):
+def test_it_runs_where_the_cache_of_kernels_cannot_be_written(whole):
     env = {"NUMBA_CACHE_DIR": "/proc/no"}
     done = run("detect", "rec.npz", "-m", "model.h5", cwd=whole, env=env)
     assert done.returncode == 0, done.stderr
