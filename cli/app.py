@@ -236,11 +236,10 @@ def denoise(
     """
     from .denoise import denoise_pictures
 
-    if device == opt.DeviceName.CUDA:
-        raise InputError("emdl denoise runs on the CPU, got --device cuda; leave it out")
     denoise_pictures(
-        pictures, output, sigma=sigma, model=model, learn=learn, report=report, force=force, quiet=quiet, as_json=json
-    )
+        pictures, output, sigma=sigma, model=model, learn=learn, report=report, device=device.value, force=force,
+        quiet=quiet, as_json=json,
+    )  # fmt: skip
 
 
 @app.command(epilog=EXIT_CODES)

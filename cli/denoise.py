@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from emdl.device import choose
 from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.images import files as pictures
 from emdl.images import restore
@@ -31,7 +32,7 @@ class Job:
     report: object
 
 
-def denoise_pictures(paths, output, *, sigma, model, learn, report, force, quiet, as_json):
+def denoise_pictures(paths, output, *, sigma, model, learn, report, device, force, quiet, as_json):
     """Denoise pictures and say what was done.
 
     Parameters
@@ -48,6 +49,8 @@ def denoise_pictures(paths, output, *, sigma, model, learn, report, force, quiet
         Learn a dictionary on each page instead.
     report : Path or None
         A picture of what was done; a folder that exists if there are several pictures.
+    device : str
+        ``cpu``, ``cuda`` or ``auto``: where the layers of a network run.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
 
@@ -60,13 +63,17 @@ def denoise_pictures(paths, output, *, sigma, model, learn, report, force, quiet
     level = _level(sigma)
     if learn and model is not None:
         raise InputError("--learn makes a model of its own; leave out --model, or --learn")
+    if learn and device == "cuda":
+        raise InputError("--learn runs on the CPU, got --device cuda; leave out one of them")
     jobs = _jobs(_expand(paths), output, report)
     outputs = [path for job in jobs for path in (job.output, job.report) if path is not None]
     _check_distinct(outputs)
     read = [job.source for job in jobs] + ([] if model is None else [model])
     files.check_outputs(outputs, force=force, inputs=read)
     given = None if model is None else restore.as_model(model)
-    model_of = _learned if learn else functools.partial(_network, given, model)
+    if not learn:
+        screen.name_device(device, quiet=quiet)
+    model_of = _learned if learn else functools.partial(_network, given, model, choose(device)[0])
     started = time.monotonic()
     facts, failed = _all(jobs, level, model_of, quiet)
     if failed and len(jobs) == 1:
@@ -225,9 +232,9 @@ def _page(page, name, level, model_of, progress, report):
     return clean, fact
 
 
-def _network(given, path, channels, sigma):
+def _network(given, path, xp, channels, sigma):
     """Return the network for an image, and its facts: the one that was given, else the bundled one that fits."""
-    network = restore.as_model(given, len(channels))
+    network = restore.as_model(given, len(channels), xp)
     size = {key: getattr(network, key) for key in ("n_layers", "n_atoms", "n_channels")}
     return network, {"model": BUNDLED if path is None else str(path), **size}
 

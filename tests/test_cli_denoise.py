@@ -314,7 +314,7 @@ def test_a_bad_page_in_a_stack_leaves_no_half_stack(folder, run):
         (["a.png", "--model", "a.png"], "a.png"),
         (["a.png", "--model", "none.h5"], "none.h5"),
         (["a.png", "--learn", "--model", "none.h5"], "leave out --model"),
-        (["a.png", "--device", "cuda"], "runs on the CPU"),
+        (["a.png", "--learn", "--device", "cuda"], "runs on the CPU"),
     ],
 )
 def test_bad_use_is_refused_and_nothing_is_written(folder, run, args, words):

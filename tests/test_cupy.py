@@ -17,11 +17,13 @@ import standin
 from emdl.cli import screen
 from emdl.cli.app import run
 from laws import CASES, case_name, make_problem
+from PIL import Image
 
 import emdl
-from emdl import device, em, gradients, ops, proximal
+from emdl import device, em, gradients, images, ops, proximal
 from emdl._cuda import fourier, planes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
+from emdl.images import network
 from emdl.optim import Optimizer, normalize_atoms
 from emdl.spikes import decision
 
@@ -425,7 +427,60 @@ def test_codes_of_a_recording_come_from_a_device_as_non_zeros(spiking, cupy):
     np.testing.assert_allclose(got.dense(), want.dense(), atol=0.05)  # of 12: the square root of the gap
 
 
-@pytest.mark.parametrize("command", ["train", "detect", "encode"])
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    y, x = np.mgrid[-1:1:75j, -1:1:90j]
+    return (0.5 + 0.4 * np.sign(x * y) + 0.1 * np.random.default_rng(0).standard_normal(x.shape)).astype(np.float32)
+
+
+def test_layers_of_the_denoising_network_on_a_device_give_the_picture_of_numpy(cupy, noisy):
+    net = network.bundled()
+    want = net.denoise(noisy[None, None], 0.1)
+    got = net.denoise(cupy.asarray(noisy)[None, None], 0.1)
+    assert isinstance(got, cupy.ndarray)
+    np.testing.assert_allclose(got.get(), want, atol=2e-4)
+    assert net.share(cupy.asarray(noisy)[None, None], 0.1) == pytest.approx(net.share(noisy[None, None], 0.1), rel=0.01)
+    assert net.denoise(cupy.asarray(noisy)[None, None], 0).get() == pytest.approx(noisy[None, None])
+
+
+def test_layers_of_the_denoising_network_make_no_transfer_of_their_own(stand_in, noisy):
+    net, planes, seen = network.bundled(), stand_in.asarray(noisy)[None, None], []
+    net.denoise(planes, 0.1, n_views=1)  # its arrays go to the device
+    for n_views in (1, 4):
+        with standin.counts.during() as counts:
+            net.denoise(planes, 0.1, n_views=n_views)
+        seen.append(counts["down"] + counts["up"])
+        assert counts["kernels"] == 3 * net.n_layers * n_views
+    assert seen[0] == seen[1] <= 6, "a few for checking what was given"
+
+
+def test_a_picture_on_a_device_comes_back_there(cupy, noisy):
+    colour = np.stack([noisy, noisy[::-1], 1 - noisy], axis=-1)
+    for image, axis in ((noisy, None), (colour, -1)):
+        got = images.denoise(cupy.asarray(image), channel_axis=axis)
+        assert isinstance(got, cupy.ndarray)
+        np.testing.assert_allclose(got.get(), images.denoise(image, channel_axis=axis), atol=1e-3)
+        got, want = (images.estimate_sigma(x, channel_axis=axis) for x in (cupy.asarray(image), image))
+        np.testing.assert_array_equal(got, want)
+
+
+def test_pictures_are_denoised_on_a_device_by_the_command_line(stand_in, noisy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray((255 * noisy.clip(0, 1)).round().astype(np.uint8)).save("noisy.png")
+    assert run(["denoise", "noisy.png", "-o", "host.png"]) == 0
+    with standin.counts.during() as seen:
+        assert run(["denoise", "noisy.png", "-o", "device.png", "--device", "cuda"]) == 0
+    assert seen["kernels"] > 0
+    assert "a stand-in" in capsys.readouterr().err
+    host, on_device = (np.asarray(Image.open(name)).astype(int) for name in ("host.png", "device.png"))
+    assert abs(host - on_device).max() <= 1
+    assert run(["denoise", "noisy.png", "-o", "learned.png", "--learn", "--device", "cuda"]) == 2
+
+
+@pytest.mark.parametrize("command", ["train", "detect", "encode", "sort"])
 def test_the_command_line_never_falls_back_by_itself(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.chdir(tmp_path)

@@ -20,14 +20,17 @@ import functools
 import importlib.resources
 import itertools
 import math
+import operator
 import pathlib
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from emdl.backend import as_real, check_count, parallel_map
+from emdl.backend import array_module, as_real, check_count, parallel_map
 from emdl.errors import FileFormatError, InputError
+from emdl.ops import analyze_full, residual_full, synthesize_full
+from emdl.prox import shrink_momentum
 from emdl.storage import new_file, old_file, read_array
 
 KIND = "denoising network"
@@ -124,7 +127,7 @@ class Network:
         Parameters
         ----------
         planes : array (n, C, H, W)
-            Noisy images of any size, in any unit, C the number of channels of the network.
+            Noisy images of any size, in any unit, C the number of channels of the network; NumPy or CuPy.
         sigma : float or array (n,)
             Standard deviation of the noise in each channel, in the unit of the images. 0 gives an image back as it is;
             too large a value blurs, too small a one leaves noise.
@@ -134,7 +137,7 @@ class Network:
 
         Returns
         -------
-        ndarray (n, C, H, W) of float32
+        array (n, C, H, W) of float32
 
         Raises
         ------
@@ -155,7 +158,7 @@ class Network:
         -------
         float
         """
-        return self._run(planes, sigma, n_views)[1]
+        return float(self._run(planes, sigma, n_views)[1])
 
     def _run(self, planes, sigma, n_views):
         planes = as_real(planes, "planes")
@@ -186,10 +189,11 @@ class Network:
         for i in range(0, len(tiles), group):
             now = tiles[i : i + group]
             tasks = [(image, self.receptive, tile, view) for tile in now for view in range(n_views)]
-            done = parallel_map(self._view, tasks)
+            # the threads of a device are its own
+            done = parallel_map(self._view, tasks) if array_module(image) is np else list(map(self._view, tasks))
             for j, tile in enumerate(now):
                 part = done[j * n_views : (j + 1) * n_views]
-                clean = functools.reduce(np.add, (x for x, _, _ in part)) / np.float32(n_views)
+                clean = functools.reduce(operator.add, (x for x, _, _ in part)) / np.float32(n_views)
                 yield tile, (clean, sum(m for _, m, _ in part), sum(m for _, _, m in part))
 
     def _view(self, task):
@@ -198,7 +202,7 @@ class Network:
         (top, bottom), (left, right) = (self._widen(s, n, around) for s, n in zip(tile, image.shape[1:], strict=True))
         part = turn(image[:, top:bottom, left:right], view)
         padded, corner = _pad(part, self.stride, view)
-        clean, filled, codes = self._pass(padded)
+        clean, filled, codes = self._pass(padded) if array_module(padded) is np else self._pass_on_device(padded)
         clean = clean[:, corner[0] : corner[0] + part.shape[1], corner[1] : corner[1] + part.shape[2]]
         clean = turn_back(clean, view)
         rows, columns = tile
@@ -229,6 +233,24 @@ class Network:
             work.scratch,
         )
         return out.reshape(image.shape), filled, shape[3] * shape[4] * self.n_atoms
+
+    def _pass_on_device(self, image):
+        """Do the same on dense codes: three launches for a layer, and no transfer."""
+        cupy, stride = array_module(image), (self.stride, self.stride)
+        analysis, synthesis, tau = (self._on_device(cupy, name) for name in _ARRAYS)
+        image = cupy.ascontiguousarray(image)[None]
+        z = cupy.zeros((1, self.n_atoms, *frame(image.shape[1:], self.stride, self.n_atoms)[3:5]), np.float32)
+        for t in range(self.n_layers):
+            left = residual_full(image, z, synthesis[t - 1], stride) if t else image
+            z, _ = shrink_momentum(z, analyze_full(left, analysis[t], stride), z, tau[t], 1.0, 0.0, False)
+        return synthesize_full(z, synthesis[-1], stride)[0], cupy.count_nonzero(z), z.size
+
+    def _on_device(self, cupy, name):
+        """Return one of the arrays on the current device, moved there once."""
+        kept, key = self.__dict__.setdefault("_copies", {}), (cupy.cuda.Device().id, name)
+        if key not in kept:
+            kept[key] = cupy.asarray(getattr(self, name))
+        return kept[key]
 
     def save(self, path, *, dtype=np.float32):
         """Write the network to an HDF5 file, whole or not at all.
@@ -282,18 +304,30 @@ def restore(noisy, clean):
 
     Parameters
     ----------
-    noisy, clean : ndarray (C, H, W) of float32
+    noisy, clean : array (C, H, W) of float32
         Before and after, in units of the noise.
 
     Returns
     -------
-    ndarray (C, H, W) of float32
+    array (C, H, W) of float32
     """
-    from scipy.ndimage import uniform_filter
+    xp, residual = array_module(noisy, clean), noisy - clean
+    v = _local_mean((residual**2).mean(axis=0))
+    return clean + xp.maximum(v - _EXCESS, 0) / xp.maximum(v, _EXCESS) * residual
 
-    residual = noisy - clean
-    v = uniform_filter((residual**2).mean(axis=0), _WINDOW, mode="reflect")
-    return clean + np.maximum(v - _EXCESS, 0) / np.maximum(v, _EXCESS) * residual
+
+def _local_mean(x):
+    """Return the mean of an array (H, W) over the window around each entry, mirrored at the borders."""
+    xp = array_module(x)
+    if xp is np:
+        from scipy.ndimage import uniform_filter
+
+        return uniform_filter(x, _WINDOW, mode="reflect")
+    total = xp.pad(x.astype(np.float64), _WINDOW // 2, mode="symmetric")
+    for _ in range(2):  # down, then across: sums over a window are differences of running sums
+        running = xp.cumsum(xp.pad(total, ((1, 0), (0, 0))), axis=0)
+        total = (running[_WINDOW:] - running[:-_WINDOW]).T
+    return (total / _WINDOW**2).astype(x.dtype)
 
 
 def write_network(group, network, dtype=np.float32):
@@ -398,12 +432,12 @@ def frame(image_shape, stride, n_atoms):
 def turn(image, view):
     """Return an image (C, H, W), or several, mirrored and turned by quarters; view 0 of 0 ... 7 leaves it as it is."""
     image = image[..., ::-1] if view >= 4 else image
-    return np.rot90(image, view % 4, axes=(-2, -1))
+    return array_module(image).rot90(image, view % 4, axes=(-2, -1))
 
 
 def turn_back(image, view):
     """Undo `turn`."""
-    image = np.rot90(image, -(view % 4), axes=(-2, -1))
+    image = array_module(image).rot90(image, -(view % 4), axes=(-2, -1))
     return image[..., ::-1] if view >= 4 else image
 
 
@@ -426,4 +460,4 @@ def _pad(image, stride, view):
         size += -(size - ATOM) % stride
         after.append(size - first - n)
     pads = [(0, 0), *zip(corner, after, strict=True)]
-    return np.pad(image, pads, mode="reflect"), corner
+    return array_module(image).pad(image, pads, mode="reflect"), corner

@@ -5,10 +5,12 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from emdl.backend import check_number
+from emdl.backend import array_module, check_number
+from emdl.device import to_host
 from emdl.errors import InputError, InputTypeError
 from emdl.images import colour, noise
 
@@ -53,7 +55,8 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
     Parameters
     ----------
     image : array (H, W), or with one axis more for channels
-        Any real dtype and any size. It is not written to.
+        Any real dtype and any size, NumPy or CuPy: the layers of a network run on the device of a CuPy array, all that
+        is done once for an image runs on the host. It is not written to.
     model : Network, path, or None
         Whatever has a method ``denoise(planes, sigma)`` for planes (n, C, H, W), C = 1 or the number of channels of the
         image; or the path of a network that ``emdl train --task denoise`` or `Network.save` wrote. By default the
@@ -97,8 +100,9 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
     >>> bool(np.std(better - clean) < 0.03)
     True
     """
-    channels, top = _channels(image, channel_axis)
-    model = as_model(model, len(channels))
+    xp = array_module(image if hasattr(image, "dtype") else None)
+    channels, top = _channels(to_host(image) if xp is not np else image, channel_axis)
+    model = as_model(model, len(channels), xp)
     if sigma is not None:
         sigma = check_number(sigma, "sigma", 0) * top
     made = plan(channels, model, sigma)
@@ -107,7 +111,7 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
     dtype = _float_dtype(channels.dtype)
     out = np.empty(np.shape(image), dtype)
     carry_out(made, channels, model, _view_channels(out, channel_axis), scale=1 / top)
-    return out
+    return out if xp is np else xp.asarray(out)
 
 
 def estimate_sigma(image, *, channel_axis=None):
@@ -131,12 +135,35 @@ def estimate_sigma(image, *, channel_axis=None):
     InputError, InputTypeError
         As `denoise`.
     """
-    channels, top = _channels(image, channel_axis)
+    channels, top = _channels(to_host(image) if hasattr(image, "dtype") else image, channel_axis)
     found = plan(channels, None, None).sigma / top
     return float(found[0]) if channel_axis is None else found
 
 
-def as_model(model, n_channels=1):
+@dataclass(frozen=True)
+class OnDevice:
+    """A network whose layers run on a GPU, for planes that lie on the host.
+
+    Attributes
+    ----------
+    network : Network
+        What is run.
+    xp : module
+        CuPy.
+    """
+
+    network: Any
+    xp: Any
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+    def denoise(self, planes, sigma):
+        """Return planes (n, C, H, W) without noise, as `Network.denoise` does."""
+        return to_host(self.network.denoise(self.xp.asarray(planes), sigma))
+
+
+def as_model(model, n_channels=1, xp=np):
     """Return the model that is meant.
 
     Parameters
@@ -145,6 +172,8 @@ def as_model(model, n_channels=1):
         As in `denoise`.
     n_channels : int
         Of the image: None stands for the bundled network for as many, or else for that for single planes.
+    xp : module
+        Where the layers of a network are to run, NumPy or CuPy.
 
     Returns
     -------
@@ -161,11 +190,23 @@ def as_model(model, n_channels=1):
     if model is not None and not isinstance(model, str | os.PathLike):
         if not hasattr(model, "denoise"):
             raise InputTypeError(f"model is a {type(model).__name__}, wanted a network, the path of one, or None")
-        return model
+        found = model
+    else:
+        found = _network(model, n_channels)
+    if xp is np or isinstance(found, OnDevice):
+        return found
+    from emdl.images.network import Network
+
+    if not isinstance(found, Network):
+        raise InputError(f"a {type(found).__name__} runs on the CPU only, and the image lies on a GPU")
+    return OnDevice(found, xp)
+
+
+def _network(path, n_channels):
     from emdl.images import network
 
-    if model is not None:
-        return network.Network.load(model)
+    if path is not None:
+        return network.Network.load(path)
     with contextlib.suppress(InputError):
         return network.bundled(n_channels)
     return network.bundled()
