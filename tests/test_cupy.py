@@ -427,6 +427,17 @@ def test_codes_of_a_recording_come_from_a_device_as_non_zeros(spiking, cupy):
     np.testing.assert_allclose(got.dense(), want.dense(), atol=0.05)  # of 12: the square root of the gap
 
 
+def test_a_recording_is_sorted_on_a_device_as_on_the_cpu(stand_in):
+    made = emdl.simulate.tetrode(4.0, 2, n_channels=2, rate_hz=(15.0, 25.0), peak_uv=(150.0, 300.0), rng=3)
+    want = emdl.sort(made.data, made.fs, max_iter=3)
+    with standin.counts.during() as seen:
+        got = emdl.sort(made.data, made.fs, max_iter=3, device="cuda")
+    assert seen["kernels"] > 0
+    assert len(want.spikes.sample) > 50
+    np.testing.assert_array_equal(got.spikes.sample, want.spikes.sample)
+    np.testing.assert_array_equal(got.spikes.unit, want.spikes.unit)
+
+
 # Pictures
 
 
