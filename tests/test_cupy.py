@@ -491,6 +491,16 @@ def test_pictures_are_denoised_on_a_device_by_the_command_line(stand_in, noisy, 
     assert run(["denoise", "noisy.png", "-o", "learned.png", "--learn", "--device", "cuda"]) == 2
 
 
+def test_denoise_never_falls_back_by_itself(noisy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    Image.fromarray((255 * noisy.clip(0, 1)).round().astype(np.uint8)).save(tmp_path / "noisy.png")
+    assert run(["denoise", str(tmp_path / "noisy.png"), "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "CuPy is missing" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["noisy.png"]
+
+
 @pytest.mark.parametrize("command", ["train", "detect", "encode", "sort"])
 def test_the_command_line_never_falls_back_by_itself(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
