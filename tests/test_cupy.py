@@ -20,11 +20,11 @@ from laws import CASES, case_name, make_problem
 from PIL import Image
 
 import emdl
-from emdl import device, em, gradients, images, ops, proximal
+from emdl import device, em, encoder, gradients, images, ops, proximal
 from emdl._cuda import fourier, planes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
 from emdl.images import network
-from emdl.optim import Optimizer, normalize_atoms
+from emdl.optim import Optimizer, exact_dictionary, normalize_atoms
 from emdl.spikes import decision
 
 cases = pytest.mark.parametrize("case", CASES, ids=case_name)
@@ -602,6 +602,45 @@ def test_several_devices_give_the_sums_of_one(stand_in, rng):
     got = device.sum_over_devices(sums, (y, z))
     for one, want in zip(got, sums(stand_in.asarray(y), stand_in.asarray(z)), strict=True):
         np.testing.assert_allclose(one, want.get(), rtol=1e-12)
+
+
+PROCESS_OF_A_DEVICE = """
+import functools, pathlib, sys, tempfile
+import numpy as np
+tests, folder, number, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+sys.path[:0] = [tests, tests + "/cuda"]
+import harness, standin
+from emdl import encoder, ops
+new = lambda: pathlib.Path(tempfile.mkdtemp(dir=folder))
+library = functools.cache(lambda text, real: harness.Library(text, real, new()))
+with standin.installed(library) as cupy, np.load(folder / "all.npz") as held:
+    standin.settings.devices = count
+    cupy.cuda.Device(number).__enter__()  # for as long as the process lives
+    part = np.array_split(np.arange(len(held["y"])), count)[number]
+    y, D = cupy.asarray(held["y"][part]), cupy.asarray(held["D"])
+    z = encoder.solve(y, D, cupy.full(len(D), 0.3), (1,), tol=1e-9, max_iter=5000).codes
+    sums = ops.correlate_codes(z, D.shape[2:], (1,)), ops.correlate_signals(z, y, D.shape[2:], (1,))
+    np.savez(folder / f"sums{number}.npz", *(total.get() for total in sums))
+"""
+
+
+def test_a_process_for_each_device_gives_the_dictionary_of_one(cuda_kernels, events, tmp_path):
+    """Each encodes its part of the signals and makes the sums of the M-step; added up, they are those of all."""
+    y, D = events
+    command = [sys.executable, "-c", PROCESS_OF_A_DEVICE, str(pathlib.Path(__file__).parent)]
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        np.savez(tmp_path / str(i) / "all.npz", y=y, D=D)
+    running = [subprocess.Popen([*command, str(tmp_path / str(i)), str(i), "2"]) for i in range(2)]
+    assert [process.wait(timeout=200) for process in running] == [0, 0]
+    parts = [np.load(tmp_path / str(i) / f"sums{i}.npz") for i in range(2)]
+    phi, psi = (sum(part[name] for part in parts) for name in ("arr_0", "arr_1"))
+    for part in parts:
+        part.close()
+    z = encoder.solve(y, D, np.full(len(D), 0.3), (1,), tol=1e-9, max_iter=5000).codes
+    want = exact_dictionary(D, *(f(z, *x, D.shape[2:], (1,)) for f, x in (
+        (ops.correlate_codes, ()), (ops.correlate_signals, (y,)))))  # fmt: skip
+    np.testing.assert_allclose(exact_dictionary(D, phi, psi), want, atol=1e-4)
 
 
 def test_asking_for_a_device_that_is_not_there_says_what_to_install(monkeypatch):
