@@ -9,6 +9,7 @@ A cell (one problem, one method, one seed) is stored as soon as it is computed, 
 """
 
 import argparse
+import functools
 import importlib
 import pathlib
 import re
@@ -16,7 +17,7 @@ import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-CLAIMS = ("posterior", "recovery", "regularisation", "network", "sides")
+CLAIMS = ("posterior", "recovery", "regularisation", "network", "sides", "images", "spikes", "speed")
 
 
 def main(arguments=None):
@@ -49,6 +50,7 @@ def _claim(name, folder, *, quick, compute):
     claim = importlib.import_module(f"benchmarks.claims.{name}")
     store, cells = Store(folder / f"{name}.json", claim.VERSION), claim.cells(quick)
     left = [cell for cell in cells if store.get(cell) is None] if compute else []
+    left = [cell for cell in left if _possible(claim, name, cell)]
     began = time.monotonic()
     for number, cell in enumerate(left, 1):
         start = time.process_time()
@@ -64,6 +66,19 @@ def _claim(name, folder, *, quick, compute):
     with matplotlib.rc_context(drawing.STYLE):
         claim.draw(rows, folder)
     return claim.tables(rows)
+
+
+def _possible(claim, name, cell):
+    """Return whether a cell can be computed here; say why not, once for each reason."""
+    reason = claim.missing(**cell) if hasattr(claim, "missing") else None
+    if reason:
+        _say_once(f"{name}: {reason}; the cells that need it are left out")
+    return reason is None
+
+
+@functools.cache
+def _say_once(text):
+    print(text, flush=True)
 
 
 def fill(text, tables):
