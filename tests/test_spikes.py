@@ -9,7 +9,7 @@ from emdl import spikes
 from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.metrics import score_spikes
 from emdl.simulate import tetrode
-from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trains, update, whitening
+from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trains, update, valleys, whitening
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +284,8 @@ def test_a_unit_rests_after_a_spike(rng):
 
 
 def test_a_gap_tells_two_groups_from_one(rng):
-    one = mixture.gap(rng.standard_normal(400))
-    two = mixture.gap(np.concatenate([rng.standard_normal(300), 5 + rng.standard_normal(100)]))
+    one = valleys.gap(rng.standard_normal(400))
+    two = valleys.gap(np.concatenate([rng.standard_normal(300), 5 + rng.standard_normal(100)]))
     assert one[0] > 0.6 or one[1] < 0
     assert two[0] < 0.3  # the smoothing fills some of it
     assert two[1] > 50

@@ -25,7 +25,7 @@ from emdl.codes import SparseCodes
 from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.ops import analyze_full
-from emdl.spikes import kernels
+from emdl.spikes import blocks, kernels
 
 N_SHIFTS = 5  # parts of a sample
 _LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their share of the threshold
@@ -134,8 +134,8 @@ class Bank:
         At parts of a sample, on the channels near each unit, of unit norm.
     near : ndarray (K, M) of int64
         These channels; -1 beyond the last.
-    groups : list of (ndarray of int64, ndarray of int64, ndarray)
-        Units that share all their channels, the channels, and templates (k, C, s) there.
+    spectra : ndarray (K, M, f) of complex64
+        For `blocks.correlate`.
     known : ndarray (K, 4) of float32
         See `kernels.decide`, as are the rest.
     gram, friends, strange : ndarray
@@ -143,7 +143,7 @@ class Bank:
 
     templates: np.ndarray
     near: np.ndarray
-    groups: list
+    spectra: np.ndarray
     known: np.ndarray
     gram: np.ndarray
     friends: np.ndarray
@@ -155,18 +155,13 @@ def prepare(units):
     D = units.D
     K, _, s = D.shape
     on = (D != 0).any(axis=2)
-    sets, kind = np.unique(on, axis=0, return_inverse=True)
-    members = [np.flatnonzero(kind.ravel() == i) for i in range(len(sets))]
-    channels = [np.flatnonzero(chosen) for chosen in sets]
-    groups = [
-        (k, c, np.ascontiguousarray(D[k][:, c], np.float32)) for k, c in zip(members, channels, strict=True) if len(c)
-    ]
     moved = bank(D)
     near = np.full((K, max(1, int(on.sum(axis=1).max(initial=0)))), -1)
     templates = np.zeros((K, N_SHIFTS, near.shape[1], s), np.float32)
+    there = np.zeros((K, near.shape[1], s), np.float32)
     for k in range(K):
         c = np.flatnonzero(on[k])
-        near[k, : len(c)], templates[k, :, : len(c)] = c, moved[k][:, c]
+        near[k, : len(c)], templates[k, :, : len(c)], there[k, : len(c)] = c, moved[k][:, c], D[k, c]
     strange = (on.astype(np.float32) @ on.T.astype(np.float32)) == 0
     friends = np.full((K, max(1, int((~strange).sum(axis=1).max(initial=0)))), -1)
     gram = np.zeros((K, N_SHIFTS, friends.shape[1], 2 * s - 1), np.float32)
@@ -180,7 +175,7 @@ def prepare(units):
         friends[k, : len(j)] = j
         gram[k, :, : len(j), : s - 1], gram[k, :, : len(j), s - 1 :] = product[..., 1 - s :], product[..., :s]
     known = np.column_stack([units.threshold, units.mean, units.spread**2, units.logit]).astype(np.float32)
-    return Bank(templates, near, groups, known, gram, friends, strange)
+    return Bank(templates, near, blocks.spectra(there[..., ::-1]), known, gram, friends, strange)
 
 
 def decide(x, units, unit_length, *, rest=True, xp=np):
@@ -249,12 +244,15 @@ def piece(x, ready, unit_length, at=0, xp=np):
 
 def products(x, ready, xp=np):
     """Return the products of all templates with a whitened signal (C, n) at all places, (K, n - s + 1) of float32."""
-    K, s = len(ready.near), ready.templates.shape[-1]
-    out = np.zeros((K, x.shape[1] - s + 1), np.float32)
-    for k, channels, D in ready.groups:
-        part = xp.ascontiguousarray(xp.asarray(x[channels][None]))
-        out[k] = to_host(analyze_full(part, xp.asarray(D), (1,))[0])
-    return out
+    s = ready.templates.shape[-1]
+    if xp is np:
+        return blocks.correlate(x, ready.spectra, ready.near, s)
+    K, signal = len(ready.near), xp.asarray(x[None])
+    D = np.zeros((K, len(x), s), np.float32)
+    for k, channels in enumerate(ready.near):
+        there = channels[channels >= 0]
+        D[k, there] = ready.templates[k, N_SHIFTS // 2, : len(there)]
+    return to_host(analyze_full(signal, xp.asarray(D), (1,))[0])
 
 
 def piece_length(length):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.spikes.mixture import components, discriminant, gap, project
+from emdl.spikes.mixture import components, discriminant, project
 from emdl.spikes.snippets import best_lag, delay
+from emdl.spikes.valleys import gap
 
 _SPLIT, _MERGE = 0.6, 0.7  # valley over peak: below the first a group is split, above the second two are merged
 _EVIDENCE = 10.0  # BIC in favour of two groups, for a split
@@ -80,8 +81,16 @@ def split(x, groups):
         pieces = x[group.clean].reshape(len(group.clean), -1)
         size = np.linalg.norm(pieces.mean(axis=0))
         parts = _parts(pieces / _noise(size)) if size > _CLEAR else None
-        out += [group] if parts is None else [Group(group.clean[p], group.clean[p]) for p in parts]
+        out += [group] if parts is None else _halved(x, group, parts)
     return out
+
+
+def _halved(x, group, parts):
+    """Return the two parts of a group; spikes that another overlaps go to the part they look more like."""
+    clean, rest = [group.clean[p] for p in parts], np.setdiff1d(group.every, group.clean, assume_unique=True)
+    mean = [x[c].mean(axis=0) for c in clean]
+    second = np.tensordot(x[rest] - (mean[0] + mean[1]) / 2, mean[1] - mean[0], 2) > 0
+    return [Group(c, np.sort(np.append(c, r))) for c, r in zip(clean, (rest[~second], rest[second]), strict=True)]
 
 
 def _noise(size):
@@ -90,20 +99,22 @@ def _noise(size):
 
 
 def _parts(x):
-    """Return the indices of the two parts of a group, or None if it holds together."""
+    """Return the indices of the two parts of a group, the more even ones of two ways, or None if it holds together."""
     if len(x) < 3 * _SMALLEST:
         return None
     mean, axes = components(x, _AXES)
     points = project(x, mean, axes)
+    best, found = _SMALLEST, None
     for axis in range(2):
         upper = gap(points[:, axis])[2]
         for _ in range(_TURNS):  # turn the line to where the parts found so far differ most
             if min(upper.sum(), (~upper).sum()) < _SMALLEST:
                 break
             valley, gain, upper = gap(points @ discriminant(points[upper], points[~upper]))
-        if min(upper.sum(), (~upper).sum()) >= _SMALLEST and valley < _SPLIT and gain > _EVIDENCE:
-            return np.flatnonzero(~upper), np.flatnonzero(upper)
-    return None
+        small = min(upper.sum(), (~upper).sum())
+        if small >= best and valley < _SPLIT and gain > _EVIDENCE:  # rather two neurons than one and its overlaps
+            best, found = small + 1, (np.flatnonzero(~upper), np.flatnonzero(upper))
+    return found
 
 
 def halves(x):
@@ -117,7 +128,7 @@ def halves(x):
     Returns
     -------
     valley : float
-        See `emdl.spikes.mixture.gap`.
+        See `emdl.spikes.valleys.gap`.
     lower, upper : ndarray of int
         Indices.
     """

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from emdl import checkpoint as kept
 from emdl import model as core
-from emdl.backend import as_rng, check_count
+from emdl.backend import as_rng, check_count, with_one_blas_thread
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
 from emdl.spikes import decision, groups, number, probes, scales, snippets, start, trains, trust, update, whitening
@@ -102,6 +102,7 @@ class _Course:
         self.history["lmbd"].append(float(np.exp(np.log(row.lmbd).mean())))
 
 
+@with_one_blas_thread
 def fit(
     data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu",
     checkpoint=None, checkpoint_every=kept.EVERY, resume=False, positions=None,
@@ -304,7 +305,8 @@ def _step(stages, course, max_iter, began):
     if not opened:
         del stages[:-1]
     task, units = stages[0], course.units
-    events, residual = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
+    # two neurons in one group show by spikes within the rest of a unit
+    events, residual = decision.decide(task.x, units, task.scale.unit, rest=False, xp=task.xp)
     updated, change = _maximize(task, events, residual, units, opened)
     if opened and change < _CALM and course.grown and len(updated) <= course.held:
         course.grown = _GROWTHS  # what was found in the residual has vanished; it would again
@@ -378,7 +380,7 @@ def _stages(task, n_events):
 
 
 def _maximize(task, events, residual, units, opened):
-    """M-step: return the units, and how much they changed; 1 if their number or alignment did."""
+    """M-step: return the units, and how much they changed; 1 if the number or alignment of the firm ones did."""
     s, N = task.scale.length, task.x.shape[1]
     events = update.inside(events, N, s, s + 8)
     whole = ~trains.parts(events, units, task.scale)
@@ -395,16 +397,17 @@ def _maximize(task, events, residual, units, opened):
             one_neuron=lambda a, b: trains.one_neuron(events.time[a.every], events.time[b.every], N, task.scale.unit),
         )  # fmt: skip
     updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
-    return updated, 1.0 if lag.any() else _change(units, updated)
+    return updated, 1.0 if lag[trust.firm(units)].any() else _change(units, updated)
 
 
 def _change(before, after):
     """Return the largest change of the template of a unit; those at the edge of the noise need not come to rest."""
+    before, after = before.take(trust.firm(before)), after.take(trust.firm(after))
     if len(before) != len(after):
         return 1.0
     inner = np.abs(np.tensordot(after.D.astype(np.float64), before.D, ((1, 2), (1, 2))))
     row, partner = linear_sum_assignment(inner, maximize=True)  # a group that was split and merged again has moved
-    return float(np.sqrt(1 - inner[row, partner].clip(0, 1) ** 2)[trust.firm(after)].max(initial=0))
+    return float(np.sqrt(1 - inner[row, partner].clip(0, 1) ** 2).max(initial=0))
 
 
 def _progress(task, units, events, residual, iteration, max_iter, change, seconds):

@@ -1,5 +1,7 @@
 """Pieces of a signal around events, cut and shifted by parts of a sample."""
 
+import functools
+
 import numpy as np
 
 
@@ -31,15 +33,24 @@ def advance(x, shift):
     x : array (n, C, s)
         Pieces, with some samples to spare at the ends.
     shift : array (n,)
-        Samples, at most about one.
+        Samples, at most about one. A matrix is made for each value, so there should be few.
 
     Returns
     -------
     ndarray (n, C, s) of float32
     """
-    f = np.fft.rfftfreq(x.shape[-1])
-    turned = np.fft.rfft(x, axis=-1) * np.exp(2j * np.pi * f * np.asarray(shift)[:, None, None])
-    return np.fft.irfft(turned, x.shape[-1], axis=-1).astype(np.float32)
+    out, shift = np.empty(x.shape, np.float32), np.asarray(shift)
+    for value in np.unique(shift):
+        chosen = np.flatnonzero(shift == value)
+        out[chosen] = x[chosen] @ _mover(x.shape[-1], float(value)) if value else x[chosen]
+    return out
+
+
+@functools.lru_cache(64)
+def _mover(length, shift):
+    """Return the matrix that a row is multiplied with to be shifted to the left."""
+    turned = np.fft.rfft(np.eye(length)) * np.exp(2j * np.pi * np.fft.rfftfreq(length) * shift)
+    return np.fft.irfft(turned, length).astype(np.float32)
 
 
 def delay(x, lag):

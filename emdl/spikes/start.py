@@ -7,14 +7,15 @@ import scipy.stats
 
 from emdl.backend import parallel_map
 from emdl.spikes import groups, snippets
+from emdl.spikes.blocks import convolve_each
 from emdl.spikes.mixture import cluster, components, project
-from emdl.spikes.whitening import convolve
 
 _WIDTHS = (0.07, 0.14, 0.28)  # of the Gaussian bumps that events are compared with, duration units
 _FALSE = 1e-6  # probability that a sample of pure noise stands out
 _APART = 1.2  # duration units between events
 _DIMS, _MOST_GROUPS, _MOST_EVENTS = 10, 24, 3000
-_PIECE, _LEVEL = 1 << 16, 200_000  # samples compared by one thread; samples whose median is the level of the noise
+_PIECE, _LEVEL = 1 << 16, 150_000  # samples filtered by one thread; samples that the level of the noise is taken from
+_PARTS = 16  # of a sample, to which events are aligned
 _FEW = 10  # events below which a group is not believed
 _LOOSE = 0.2  # variance of a group beyond the noise, relative to the energy of its mean, from which on it is a mixture
 
@@ -46,21 +47,33 @@ def prominence(x, whitening, unit):
         middle = shape.shape[1] // 2
         shape = shape[:, middle - 3 * unit // 2 : middle + 3 * unit // 2 + 1]
         shapes.append(shape[:, ::-1] / np.linalg.norm(shape, axis=1, keepdims=True))
-    m = shapes[0].shape[1] // 2
+    level = _levels(x, shapes)
+    scaled = [shape / scale for shape, scale in zip(shapes, level, strict=True)]
 
-    def matched(start):
-        a, b = start - m, min(start + _PIECE, N) + m
-        piece = np.pad(x[:, max(a, 0) : b], ((0, 0), (max(-a, 0), max(b - N, 0))))
-        return [convolve(piece, shape) for shape in shapes]
+    def filled(start):
+        end = min(start + _PIECE, N)
+        for match in _matched(x, scaled, start, end):
+            np.maximum(out[start:end], np.einsum("cn,cn->n", match, match), out=out[start:end])
 
-    matches = parallel_map(matched, range(0, N, _PIECE))
-    every = max(1, N // _LEVEL)
     out = np.zeros(N, np.float32)
-    for i in range(len(shapes)):
-        match = np.concatenate([piece[i] for piece in matches], axis=1)
-        level = np.median(np.abs(match[:, ::every]), axis=1, keepdims=True) / 0.6745
-        np.maximum(out, np.einsum("cn,cn->n", match / level, match / level), out=out)
+    parallel_map(filled, range(0, N, _PIECE))
     return out
+
+
+def _matched(x, shapes, start, end):
+    """Return samples [start, end) of a signal filtered with each of some shapes, a list of (C, end - start)."""
+    m = shapes[0].shape[1] // 2
+    a, b = start - m, end + m
+    return convolve_each(np.pad(x[:, max(a, 0) : b], ((0, 0), (max(-a, 0), max(b - x.shape[1], 0)))), shapes)
+
+
+def _levels(x, shapes):
+    """Return the standard deviation of the noise after each filter, (filters, C, 1), from a part of the signal."""
+    N, piece = x.shape[1], _PIECE // 4
+    starts = range(0, N, max(piece, N * piece // _LEVEL))
+    parts = parallel_map(lambda a: _matched(x, shapes, a, min(a + piece, N)), starts)
+    matches = [np.concatenate(of_shape, axis=1) for of_shape in zip(*parts, strict=True)]
+    return [np.median(np.abs(match), axis=1, keepdims=True) / 0.6745 for match in matches]
 
 
 def events(height, n_channels, unit):
@@ -129,7 +142,7 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
         chosen = np.sort(rng.choice(len(at), _MOST_EVENTS, replace=False))
         at, rest = at[chosen], rest[chosen]
     pieces = snippets.cut(x, at - scale.before - spare, scale.length + 2 * spare)
-    pieces = snippets.advance(pieces, rest)[:, :, spare:-spare]
+    pieces = snippets.advance(pieces, np.round(_PARTS * rest) / _PARTS)[:, :, spare:-spare]
     found = _tight_groups(pieces, rng)
     weight = np.ones(len(pieces))
     found = groups.merge(pieces, weight, found, scale.unit // 3)

@@ -18,13 +18,15 @@ import scipy.fft
 import scipy.ndimage
 import scipy.signal
 
+from emdl.backend import parallel_map
 from emdl.errors import InputError
+from emdl.spikes.blocks import convolve
 
 _ORDER = 3  # of the Butterworth filter, whose gain is squared
 _RIDGE = 0.1  # of the median of the noise spectrum; bounds the gain where there is no noise
 _QUIET = 4.0  # noise standard deviations beyond which a sample is taken for an event
 _PIECES, _PIECE_UNITS = 12, 2000  # of the recording, in duration units, from which the noise is learned
-_BLOCK = 1 << 16  # samples of one FFT
+_SPAN = 1 << 16  # samples that one thread filters
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def whiten(data, whitening, start=0, stop=None):
     -------
     ndarray (C, stop - start) of float32
     """
-    filtered = convolve(_take(data, whitening.offset, start, stop, whitening.margin), whitening.taps)
-    return np.ascontiguousarray(whitening.mixing.astype(np.float32) @ filtered)
+    mixing = whitening.mixing.astype(np.float32)
+    return _filtered(_take(data, whitening.offset, start, stop, whitening.margin), whitening.taps, mixing)
 
 
 def band_pass(data, whitening, start=0, stop=None):
@@ -107,7 +109,20 @@ def band_pass(data, whitening, start=0, stop=None):
     -------
     ndarray (C, stop - start) of float32
     """
-    return convolve(_take(data, whitening.offset, start, stop, whitening.margin), whitening.band_taps[None])
+    return _filtered(_take(data, whitening.offset, start, stop, whitening.margin), whitening.band_taps[None])
+
+
+def _filtered(x, taps, mixing=None):
+    """Return a signal filtered, and its channels mixed, span by span."""
+    out = np.empty((len(x), x.shape[1] - taps.shape[1] + 1), np.float32)
+
+    def fill(a):
+        b = min(a + _SPAN, out.shape[1])
+        made = convolve(x[:, a : b + taps.shape[1] - 1], taps)
+        out[:, a:b] = made if mixing is None else mixing @ made
+
+    parallel_map(fill, range(0, out.shape[1], _SPAN))
+    return out
 
 
 def learn(data, scale):
@@ -181,31 +196,6 @@ def _take(data, offset, start, stop, m):
     x = (data[:, a:b] - offset[:, None]).astype(np.float32)
     missing = (a - (start - m), stop + m - b)
     return np.pad(x, ((0, 0), missing), mode="reflect", reflect_type="odd") if any(missing) else x
-
-
-def convolve(x, taps):
-    """Return the part of a convolution in time that lies inside the signal.
-
-    Parameters
-    ----------
-    x : array (C, n)
-        Signal.
-    taps : array (C, l) or (1, l)
-        Filter of each channel, or of all.
-
-    Returns
-    -------
-    ndarray (C, n - l + 1) of float32
-    """
-    n, length = x.shape[1], taps.shape[1]
-    size = scipy.fft.next_fast_len(min(n, _BLOCK), real=True)
-    step = size - length + 1
-    out = np.empty((x.shape[0], n - length + 1), np.float32)
-    spectrum = scipy.fft.rfft(taps.astype(np.float32), size, axis=1)
-    for a in range(0, out.shape[1], step):
-        block = scipy.fft.irfft(scipy.fft.rfft(x[:, a : a + size], size, axis=1) * spectrum, size, axis=1)
-        out[:, a : a + step] = block[:, length - 1 : length - 1 + min(step, out.shape[1] - a)]
-    return out
 
 
 def _pieces(N, count, length):
