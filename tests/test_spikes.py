@@ -9,7 +9,7 @@ from emdl import spikes
 from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.metrics import score_spikes
 from emdl.simulate import tetrode
-from emdl.spikes import decision, groups, kernels, mixture, scales, snippets, trains, update, valleys, whitening
+from emdl.spikes import decision, groups, kernels, scales, snippets, trains, update, valleys, whitening
 
 
 @pytest.fixture(scope="module")

@@ -178,10 +178,11 @@ def open_hdf5(path):
     Raises
     ------
     FileFormatError
-        If it is none.
+        If it is none, or so damaged that the HDF5 library does not survive it.
     """
     import h5py
 
+    storage.look_through(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:

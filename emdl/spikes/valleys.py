@@ -64,9 +64,9 @@ def _two_groups(x, count, above, variance, n_iter):
     else:
         for i in range(len(x)):
             share[i] = above[i] / count[i]
-    before, total = -1e300, 0.0
+    before, total = -1e300, -1e299
     mass, mean, width = np.zeros(2), np.zeros(2), np.zeros(2)
-    for iteration in range(n_iter + 1):
+    for _ in range(n_iter):
         mass[:], mean[:], width[:] = 1e-9, 0, 0
         for i in range(len(x)):
             for g in range(2):
@@ -80,9 +80,9 @@ def _two_groups(x, count, above, variance, n_iter):
                 width[g] += count[i] * (share[i] if g else 1 - share[i]) * (x[i] - mean[g]) ** 2
         for g in range(2):
             width[g] = max(width[g] / mass[g], _FLOOR)
-        if iteration == n_iter or total - before < 1e-3 and iteration > 1:
+        if total - before < 1e-3:
             break
-        before, total = total if iteration else -1e300, 0.0
+        before, total = total, 0.0
         scale_0 = math.log(mass[0] / n) - 0.5 * math.log(2 * math.pi * width[0])
         scale_1 = math.log(mass[1] / n) - 0.5 * math.log(2 * math.pi * width[1])
         for i in range(len(x)):
