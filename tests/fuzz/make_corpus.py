@@ -28,6 +28,11 @@ def models():
         em_fit(y, 2, 5, D0=D[:, :1], max_iter=2, m_step="decoder", n_layers=3, rng=0, checkpoint=path)
         checkpoint.read(path, "em_fit")
 
+    if path := new("network-1.h5"):
+        from emdl.images.training import start_network
+
+        start_network(32, 1, rng=0).save(path, dtype=np.float16)
+
 
 def recordings():
     import h5py

@@ -22,18 +22,24 @@ def checkpoint(path):
     import numpy as np
 
     from emdl import checkpoint as kept
-    from emdl import em, optim
+    from emdl import course, optim, plan
 
     y = np.sin(np.arange(60.0))[None, None]
-    plan = em._make_plan(
+    made = plan.make(
         y, 2, 5, None, stride=1, m_step="decoder", n_layers=3, n_backward=None, batch_size=None, rule="gcv",
         tol_codes=1e-3, validation=None, prior=None, positive=False, learn_sigma=False, learn_dictionary=True,
         may_repair=False, may_restart=False, max_iter=3, tol=1e-3,
     )  # fmt: skip
     state = kept.read(path, "em_fit")
-    run = em._restored(state, plan, optim.Optimizer(), np.random.default_rng(0))
+    run = course.restored(state, made, optim.Optimizer(), np.random.default_rng(0))
     if run.state.codes is not None:
         run.state.codes.dense()
+
+
+def network(path):
+    from emdl.images.network import Network
+
+    Network.load(path)
 
 
 def recording(path):
@@ -65,10 +71,12 @@ def picture(path):
         page.samples()
 
 
+OURS = ("model-1.h5", "spikes-1.h5", "checkpoint-1.h5", "network-1.h5")
 READERS = {
     "model-1.h5": model,
     "spikes-1.h5": spike_model,
     "checkpoint-1.h5": checkpoint,
+    "network-1.h5": network,
     "recording.h5": recording,
     "recording.npy": recording,
     "recording.npz": recording,

@@ -5,7 +5,9 @@
 
 Takes the files of the corpus, flips bits, cuts, copies and removes pieces, writes extreme numbers, and reads them in a
 process of its own with bounded memory and time. Counts as failure: an exception that is no `EmdlError`, one without a
-sentence, a crash, more than `SECONDS` of processor time. Memory above `MEMORY` is not there to be had.
+sentence, a crash, more than `SECONDS` of processor time. Memory above `MEMORY` is not there to be had. Half of the
+files of emdl's own formats say their right length after the change, so that what lies behind that check is reached;
+none has a seal. HDF5 of others is looked through by `emdl.probe` as always, in a forked process instead of a new one.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import time
 import traceback
 import warnings
 
-from readers import CORPUS, READERS
+from readers import CORPUS, OURS, READERS
 
 SECONDS = 5
 MEMORY = 2 * 2**30
@@ -80,6 +82,41 @@ def mutated(data, rng):
     return bytes(data)
 
 
+def mended(name, data, rng):
+    """Return the bytes with the length of a file of emdl in the place where it stands, half of the time."""
+    if name in OURS and len(data) > 48 and rng.random() < 0.5:
+        return data[:40] + struct.pack("<Q", len(data)) + data[48:]
+    return data
+
+
+def forked_probe(path):
+    """Stand in for `emdl.storage._probe`, at a fraction of its time."""
+    from emdl import probe
+
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            probe.limit()
+            probe.look(path)
+        finally:
+            os._exit(0)
+    return waited(child, 20 * SECONDS)
+
+
+def waited(child, longest):
+    """Return the exit status of a process, which is killed after so many seconds by the clock."""
+    began, pause = time.monotonic(), 0.0005
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > longest:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+
+
 def judge(name, path):
     """Read a file; return None, or what is wrong with the answer."""
     from emdl.errors import EmdlError
@@ -100,6 +137,7 @@ def judge(name, path):
 
 def batch(names, seed, count, folder):
     """Read `count` mutants in this process; what is wrong goes to a file beside the input."""
+    from emdl import storage
 
     def too_long(*_):
         raise TimeoutError
@@ -110,11 +148,12 @@ def batch(names, seed, count, folder):
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
+    storage._probe = forked_probe
     rng = random.Random(seed)
     for number in range(count):
         name = rng.choice(names)
         path = folder / f"input{pathlib.Path(name).suffix}"
-        path.write_bytes(mutated((CORPUS / name).read_bytes(), rng))
+        path.write_bytes(mended(name, mutated((CORPUS / name).read_bytes(), rng), rng))
         (folder / "now").write_text(f"{name} {number}")
         wrong = judge(name, path)
         if wrong:
@@ -136,14 +175,7 @@ def run_batch(names, seed, count, folder):
             code = 0
         finally:
             os._exit(code)
-    began = time.monotonic()
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() - began > 60 * SECONDS:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
+    return waited(child, 60 * SECONDS)
 
 
 def main():
