@@ -357,6 +357,16 @@ def parallel_map(function, tasks):
     return list(pool.map(function, tasks))
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Let `parallel_map` run in place in this thread while the context lasts: others do other work meanwhile."""
+    before, _INSIDE.pool = getattr(_INSIDE, "pool", False), True
+    try:
+        yield
+    finally:
+        _INSIDE.pool = before
+
+
 def with_one_blas_thread(function):
     """Return `function`, during which the linear algebra library of NumPy and SciPy uses one thread.
 

@@ -3,31 +3,21 @@
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emdl import checkpoint as kept
-from emdl import mstep, rates, starts
-from emdl.backend import (
-    array_module,
-    as_dictionary,
-    as_rng,
-    as_signals,
-    as_stride,
-    check_count,
-    check_number,
-    code_positions,
-    power_of_two,
-    with_one_blas_thread,
-)
+from emdl import mstep, plan, rates, starts
+from emdl.backend import array_module, as_dictionary, as_rng, check_count, check_number, with_one_blas_thread
+from emdl.course import HISTORY, Run, State, kept_of, restored
 from emdl.device import to_host
-from emdl.errors import FileFormatError, InputError, InputTypeError
+from emdl.errors import InputError
 from emdl.events import Layout
 from emdl.model import Model
-from emdl.mstep import M_STEPS
 from emdl.ops import as_rates
 from emdl.optim import Optimizer, normalize_atoms
+from emdl.parts import Parts
 from emdl.repair import repair_atoms, weak_atoms
 
 _LOG = logging.getLogger(__name__)
@@ -36,18 +26,13 @@ _HASTE = 0.03  # gap of the codes over the last change of the dictionary, which 
 _RATE, _DECAY = 0.1, 0.003  # half as many iterations to an atom error of 0.1 as at rate 0.03, and as small an end
 _SHARE = 0.75  # of the iterations that the dictionary may take before such a rule begins
 _REPAIRS = (2, 5, 9, 14, 20, 30, 45)  # iterations after which atoms are repaired, besides when they stand still
-_HISTORY = ("objective", "n_nonzero", "lmbd", "sigma", "change", "seconds", "validation")
-_COUNTERS = {
-    "stage": str, "change": float, "iteration": int, "least": float, "best_iteration": int, "ended": str,
-    "converged": bool, "lowest": float,
-}  # fmt: skip
-_STATE = {
-    "sigma": float, "held_sigma": float, "round": int, "objective": float, "n_nonzero": int, "notes": list | tuple,
-}  # fmt: skip
-_STEPS = ("n_steps", "direction", "square")
-_DECADES = 140  # to either side of 1 that signals may reach: squares of noise levels must not leave float64
-_OFFSET = 1e3  # times its standard deviation, beyond which the mean of a channel drowns what is in it
 _RISE = 1.1  # times its lowest value, above which an objective is said to have risen: minibatches let it sway
+_CODES = ".codes"  # added to the name of the checkpoint: the folder of the codes of signals in parts
+_NOT_ASKED = ("callback", "checkpoint", "checkpoint_every", "resume", "client", "device")  # what changes no result
+_OF_PLAN = (
+    "y", "n_atoms", "atom_shape", "target", "stride", "positive", "m_step", "n_layers", "n_backward", "batch_size",
+    "tol_codes", "validation", "prior", "learn_sigma", "learn_dictionary", "max_iter", "tol",
+)  # fmt: skip
 _ROUNDS = 3  # most times that the dictionary is learned anew because the noise level turned out to be another
 
 
@@ -115,70 +100,6 @@ class EMResult:
     message: str
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What stays the same over all iterations.
-
-    Signals are divided by `unit`, a power of two that brings them near 1: squares of float32 would otherwise leave the
-    range of the numbers where the data do not. What comes out is in the unit of the data again.
-    """
-
-    unit: float
-    y: np.ndarray
-    wanted: np.ndarray
-    D_shape: tuple
-    n_positions: int
-    stride: tuple
-    positive: bool
-    m_step: str
-    n_layers: int
-    n_backward: int
-    batches: int
-    rule: str
-    learn_sigma: bool
-    learn_dictionary: bool
-    may_repair: bool
-    may_restart: bool
-    prior: object
-    max_iter: int
-    tol: float
-    tol_codes: float
-    validation: tuple[np.ndarray, np.ndarray] | None
-
-
-@dataclass(frozen=True)
-class _State:
-    """What an iteration changes."""
-
-    D: np.ndarray
-    lmbd: np.ndarray
-    sigma: float
-    held_sigma: float  # the noise level that set the threshold at which the dictionary is learned
-    round: int = 1
-    codes: object = None
-    search: object = None
-    objective: float = np.nan
-    n_nonzero: int = 0
-    notes: tuple = ()
-
-
-@dataclass
-class _Run:
-    """How far a fit has come: with the optimiser and the random numbers all that decides what it does next."""
-
-    state: _State
-    stage: str
-    change: float
-    iteration: int = 0
-    history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
-    least: float = math.inf
-    best: _State | None = None
-    best_iteration: int = 0
-    ended: str = ""
-    converged: bool = False
-    lowest: float = math.inf  # objective since the rates last moved
-
-
 @with_one_blas_thread
 def em_fit(
     y,
@@ -211,6 +132,8 @@ def em_fit(
     checkpoint=None,
     checkpoint_every=kept.EVERY,
     resume=False,
+    client=None,
+    device="cpu",
 ):
     """Learn a dictionary, Laplace rates and the noise level from signals.
 
@@ -286,6 +209,13 @@ def em_fit(
     resume : bool
         Go on from the checkpoint, if it exists. Called with the same data and arguments the result has the bits that
         it would have had without the interruption.
+    client : distributed.Client, optional
+        Cluster of Dask whose workers read the signals and work on them (``pip install "emdl[dask]"``, docs/scale.md);
+        the result has the bits that it has without. `y` and `target` are then what workers can open themselves: a
+        memory map (``numpy.load(path, mmap_mode="r")``), a data set of HDF5, a Zarr array, a Dask array. Signals of
+        less than 4 million values are one part and stay here.
+    device : {"cpu", "cuda", "auto"}
+        Where the workers compute, a GPU for each; without `client` the arrays say where.
 
     Returns
     -------
@@ -297,7 +227,9 @@ def em_fit(
         If shapes do not fit each other, a value is not finite, the signals are constant, or a parameter lies outside
         its range; if the checkpoint exists without `resume`, is in use, or belongs to another fit.
     FileFormatError
-        If the checkpoint is damaged, or cannot be written at the beginning.
+        If the checkpoint is damaged, or cannot be written at the beginning; or if a worker cannot read the signals.
+    ClusterError
+        If the cluster cannot be used, or is lost; the checkpoint then is as after the last iteration.
 
     References
     ----------
@@ -315,48 +247,63 @@ def em_fit(
     >>> em_fit(y, 1, 9, positive=True, rng=0).model.D.shape
     (1, 1, 9)
     """
-    check_count(max_iter, "max_iter")
-    tol = check_number(tol, "tol", 0)
-    asked = {
-        "y": y, "n_atoms": n_atoms, "atom_shape": atom_shape, "D0": D0, "lmbd0": lmbd0, "sigma": sigma,
-        "positive": positive, "stride": stride, "max_iter": max_iter, "n_layers": n_layers, "n_backward": n_backward,
-        "m_step": m_step, "learn_lmbd": learn_lmbd, "learn_sigma": learn_sigma, "learn_dictionary": learn_dictionary,
-        "target": target, "validation": validation, "rng": rng, "lmbd_rule": lmbd_rule, "prior": prior,
-        "batch_size": batch_size, "optimizer": optimizer, "repair": repair, "tol": tol, "tol_codes": tol_codes,
-    }  # fmt: skip
+    asked = {name: value for name, value in locals().items() if name not in _NOT_ASKED}
     rng = as_rng(rng)
-    _check_kinds(prior, optimizer, callback)
-    plan = _make_plan(
-        y, n_atoms, atom_shape, target,
-        stride=stride, positive=positive, m_step=m_step, n_layers=n_layers, n_backward=n_backward,
-        batch_size=batch_size, rule="fixed" if not learn_lmbd else lmbd_rule or rates.DEFAULT_RULE,
-        learn_sigma=learn_sigma, prior=prior, tol_codes=tol_codes, validation=validation,
-        may_repair=D0 is None if repair is None else repair, may_restart=learn_dictionary and lmbd0 is None,
-        learn_dictionary=learn_dictionary, max_iter=max_iter, tol=tol,
-    )  # fmt: skip
+    made = _planned(asked, callback, client, device)
     optimizer = replace(optimizer) if optimizer is not None else Optimizer(rate=_RATE, decay=_DECAY)
-    began = time.perf_counter()
-    with kept.Checkpoint(checkpoint, asked, kind="em_fit", every=checkpoint_every, resume=resume) as keeper:
-        if keeper.found is None:
-            run = _Run(_first_state(plan, D0, lmbd0, sigma, rng), _first_stage(plan), float(learn_dictionary))
-            run.best = run.state
-        else:
-            run = _restored(keeper.found, plan, optimizer, rng)
-            began -= max(run.history["seconds"], default=0.0)
-        while not run.ended:
-            progress = _iterate(plan, run, optimizer, rng, began)
-            keeper.offer(_kept(run, optimizer, rng), now=bool(run.ended))
-            if callback is not None and callback(progress):
-                run.converged, run.ended = False, f"stopped by the callback after {run.iteration} iterations"
-    return _result(plan, run)
+    try:
+        asked |= made.data.described() if isinstance(made.data, Parts) else {}
+        with kept.Checkpoint(checkpoint, asked, kind="em_fit", every=checkpoint_every, resume=resume) as keeper:
+            run = _run(made, keeper, callback, optimizer, rng, (D0, lmbd0, sigma))
+        return _result(made, run)
+    finally:
+        made.data.close()
+
+
+def _planned(asked, callback, client, device):
+    """Return the `Plan` of a fit, given the arguments of `em_fit`."""
+    given = {name: asked[name] for name in _OF_PLAN}
+    check_count(given["max_iter"], "max_iter")
+    given["tol"] = check_number(given["tol"], "tol", 0)
+    plan.check_kinds(given["prior"], asked["optimizer"], callback)
+    blind, rule = asked["D0"] is None, asked["lmbd_rule"] or rates.DEFAULT_RULE
+    return plan.make(
+        **given, client=client, device=device, rule=rule if asked["learn_lmbd"] else "fixed",
+        may_repair=blind if asked["repair"] is None else asked["repair"],
+        may_restart=given["learn_dictionary"] and asked["lmbd0"] is None,
+    )  # fmt: skip
+
+
+def _run(plan, keeper, callback, optimizer, rng, start):
+    """Run a fit to its end, from a start or from a checkpoint."""
+    began = saved = time.perf_counter()
+    in_parts = isinstance(plan.data, Parts) and keeper.path is not None
+    if in_parts:
+        plan.data.folder = keeper.path.with_name(keeper.path.name + _CODES).resolve()
+        plan.data.folder.mkdir(exist_ok=True)
+    if keeper.found is None:
+        run = Run(_first_state(plan, start, rng), _first_stage(plan), float(plan.learn_dictionary))
+        run.best = run.state
+    else:
+        run = restored(keeper.found, plan, optimizer, rng)
+        began -= max(run.history["seconds"], default=0.0)
+    while not run.ended:
+        progress = _iterate(plan, run, optimizer, rng, began)
+        if in_parts and (run.ended or time.perf_counter() - saved >= keeper.every):
+            plan.data.keep(run.state.codes)
+            saved = time.perf_counter()
+        keeper.offer(kept_of(run, optimizer, rng), now=bool(run.ended))
+        if callback is not None and callback(progress):
+            run.converged, run.ended = False, f"stopped by the callback after {run.iteration} iterations"
+    return run
 
 
 def _iterate(plan, run, optimizer, rng, began):
     """Run one iteration of EM, decide what comes after it, and return what the callback gets to know."""
     before, run.iteration = run.state, run.iteration + 1
-    state = _expect(plan, before, hold=run.stage == "dictionary", tol=max(plan.tol_codes, _HASTE * run.change))
+    state, sums = _expect(plan, before, run.stage, tol=max(plan.tol_codes, _HASTE * run.change))
     if run.stage != "rates":
-        state = _maximize(plan, state, optimizer, rng)
+        state = _maximize(plan, state, sums, optimizer, rng)
         if not bool(array_module(state.D).isfinite(state.D).all()):
             state = replace(state, D=before.D)
             run.ended = f"stopped in iteration {run.iteration}: a step left the range of the numbers and was not taken"
@@ -369,7 +316,7 @@ def _iterate(plan, run, optimizer, rng, began):
     progress = _report(plan, before, state, run.iteration, time.perf_counter() - began, loss)
     run.state, run.change = state, progress.change
     run.lowest = min(run.lowest, state.objective) if _same_rates(before, state) else math.inf
-    for name in _HISTORY:
+    for name in HISTORY:
         run.history[name].append(_mean_rate(progress.lmbd) if name == "lmbd" else getattr(progress, name))
     _LOG.info("iteration %d: objective %.6g, change %.2g", run.iteration, state.objective, progress.change)
     _go_on(plan, run, progress.change < plan.tol and _moved(before.lmbd, state.lmbd) < plan.tol)
@@ -419,188 +366,35 @@ def _rise(plan, run):
     return [f"the objective rose from {run.lowest:.4g} to {last:.4g} while the rates were kept; {cure}"]
 
 
-def _kept(run, optimizer, rng):
-    """Return all that decides the future of a fit, as the state that a checkpoint keeps."""
-    held = {name: getattr(run, name) for name in _COUNTERS} | {"rng": kept.of_rng(rng)}
-    held |= {f"optimizer_{name}": getattr(optimizer, name) for name in _STEPS}
-    held |= {f"history_{name}": np.array(values, np.float64) for name, values in run.history.items()}
-    held |= _kept_state(run.state, "state")
-    return held | (_kept_state(run.best, "best") if run.best_iteration else {})
-
-
-def _kept_state(state, name):
-    plain = {f"{name}_{part}": getattr(state, part) for part in ("D", "lmbd", *_STATE)}
-    search = None if state.search is None else asdict(state.search)
-    return plain | {f"{name}_search": search} | kept.of_codes(state.codes, f"{name}_codes")
-
-
-def _restored(held, plan, optimizer, rng):
-    """Return the run in a checkpoint; optimiser and random numbers are put into their states."""
-    counters = {name: kept.value_of(held, name, kind) for name, kind in _COUNTERS.items()}
-    n = counters["iteration"]
-    history = {name: kept.array_of(held, f"history_{name}", (n,), None, finite=False).tolist() for name in _HISTORY}
-    history["n_nonzero"] = [int(count) for count in history["n_nonzero"]]
-    optimizer.n_steps = kept.value_of(held, "optimizer_n_steps", int)
-    if held.get("optimizer_direction") is not None:
-        xp = array_module(plan.y)
-        for name in ("direction", "square"):
-            setattr(optimizer, name, xp.asarray(kept.array_of(held, f"optimizer_{name}", plan.D_shape, np.float64)))
-    kept.set_rng(rng, kept.value_of(held, "rng", dict))
-    state = _restored_state(held, plan, "state")
-    best = _restored_state(held, plan, "best") if counters["best_iteration"] else state
-    if counters["stage"] not in ("dictionary", "rates", "both"):
-        raise FileFormatError(f"the checkpoint is damaged: its stage is {counters['stage']!r}")
-    return _Run(state=state, best=best, history=history, **counters)
-
-
-def _restored_state(held, plan, name):
-    xp, K = array_module(plan.y), plan.D_shape[0]
-    D = kept.array_of(held, f"{name}_D", plan.D_shape, plan.y.dtype)
-    lmbd = kept.array_of(held, f"{name}_lmbd", (K,), np.float64)
-    shape = (len(plan.y), K, *code_positions(plan.y.shape[2:], plan.D_shape[2:], plan.stride))
-    codes = kept.codes_of(held, f"{name}_codes", shape, plan.y)
-    plain = {part: kept.value_of(held, f"{name}_{part}", kind) for part, kind in _STATE.items()}
-    plain["notes"] = tuple(map(str, plain["notes"]))
-    search = held.get(f"{name}_search")
-    if not (lmbd > 0).all() or not plain["sigma"] > 0 or not plain["held_sigma"] > 0:
-        raise FileFormatError("the checkpoint is damaged: rates and noise levels must be positive")
-    if search is not None:
-        search = rates.Search(**{part: kept.value_of(search, part, int | float) for part in rates.Search().__dict__})
-    return _State(xp.asarray(D), xp.asarray(lmbd), codes=codes, search=search, **plain)
-
-
-def _check_kinds(prior, optimizer, callback):
-    """Raise if an argument is of no kind that can be used."""
-    if prior is not None and not isinstance(prior, rates.Prior):
-        raise InputTypeError(f"prior is {prior!r}, wanted an emdl.rates.Prior")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise InputTypeError(f"optimizer is {optimizer!r}, wanted an emdl.optim.Optimizer")
-    if callback is not None and not callable(callback):
-        raise InputTypeError(f"callback is {callback!r}, wanted a function of one argument")
-
-
-def _make_plan(
-    y, n_atoms, atom_shape, target, *, stride, m_step, n_layers, n_backward, batch_size, rule, tol_codes, validation,
-    prior, **kept,
-):  # fmt: skip
-    """Check what `em_fit` was given, all but the start."""
-    shape = tuple(check_count(s, "atom_shape") for s in np.atleast_1d(atom_shape).tolist())
-    if len(shape) not in (1, 2):
-        raise InputError(f"atom_shape is {atom_shape!r}, wanted one or two lengths")
-    if m_step not in M_STEPS:
-        raise InputError(f"m_step is {m_step!r}, wanted one of {', '.join(M_STEPS)}")
-    if rule not in rates.RULES:
-        raise InputError(f"lmbd_rule is {rule!r}, wanted one of {', '.join(rates.RULES)}")
-    y = as_signals(y, len(shape))
-    unit = _check_range(y)
-    stride = as_stride(stride, len(shape))
-    n_layers = check_count(n_layers, "n_layers")
-    scaled = _divided(y, unit)
-    return _Plan(
-        unit=unit,
-        y=scaled,
-        wanted=scaled if target is None else _divided(_target_of(y, target, "y"), unit),
-        D_shape=(check_count(n_atoms, "n_atoms"), y.shape[1], *shape),
-        n_positions=len(y) * math.prod(code_positions(y.shape[2:], shape, stride)),
-        stride=stride,
-        m_step=m_step,
-        n_layers=n_layers,
-        n_backward=_count_backward(n_backward, n_layers, m_step),
-        batches=_count_batches(len(y), batch_size, m_step),
-        rule=rule,
-        tol_codes=check_number(tol_codes, "tol_codes", 0, 1, strict=True),
-        validation=None if validation is None else _validation_pair(validation, y, shape, stride, unit),
-        prior=None if prior is None else replace(prior, delta=prior.delta / unit),
-        **kept,
-    )
-
-
-def _check_range(y):
-    """Return the unit of signals, after making sure that they hold something to learn."""
-    if bool((y == y[(0,) * y.ndim]).all()):
-        raise InputError(f"y is constant ({float(y[(0,) * y.ndim]):g} everywhere), which holds nothing to learn")
-    unit = power_of_two(y)
-    if abs(math.log10(unit)) > _DECADES:
-        raise InputError(
-            f"the largest value of y is about {unit:.0e}, whose square leaves the range of the numbers; "
-            f"wanted 1e-{_DECADES} to 1e{_DECADES}, change the unit"
-        )
-    for channel in range(y.shape[1]):
-        own = _divided(y[:, channel], unit).astype(np.float64)
-        mean, spread = float(own.mean()), float(own.std())
-        if abs(mean) > _OFFSET * spread:
-            raise InputError(
-                f"channel {channel} of y has mean {unit * mean:.6g} and standard deviation {unit * spread:.3g}: "
-                "the model has no offset, and its codes would make one; subtract the mean first"
-            )
-    return unit
-
-
-def _divided(x, unit):
-    return x if unit == 1 else x / x.dtype.type(unit)
-
-
-def _target_of(y, target, name):
-    """Return what the codes of the signals called `name` are to make."""
-    if target is None:
-        return y
-    array_module(y, target)
-    target = as_signals(target, y.ndim - 2, "target").astype(y.dtype, copy=False)
-    if target.shape != y.shape:
-        raise InputError(f"target has shape {target.shape}, wanted that of {name}, {y.shape}")
-    return target
-
-
-def _validation_pair(validation, y, atom_shape, stride, unit):
-    """Return signals to validate with, and what their codes are to make."""
-    signals, target = validation if isinstance(validation, tuple) else (validation, None)
-    array_module(y, signals)
-    signals = as_signals(signals, y.ndim - 2, "validation").astype(y.dtype, copy=False)
-    if signals.shape[1] != y.shape[1]:
-        raise InputError(f"validation has {signals.shape[1]} channels, wanted those of y, {y.shape[1]}")
-    code_positions(signals.shape[2:], atom_shape, stride)
-    return _divided(signals, unit), _divided(_target_of(signals, target, "validation"), unit)
-
-
-def _count_backward(n_backward, n_layers, m_step):
-    """Return how many layers a truncated gradient goes back through."""
-    if n_backward is None:
-        return max(1, n_layers // 4)
-    if m_step != "truncated":
-        raise InputError(f"n_backward is {n_backward!r} with m_step {m_step!r}; only 'truncated' goes back in part")
-    if check_count(n_backward, "n_backward") > n_layers:
-        raise InputError(f"n_backward is {n_backward}, wanted 1 ... {n_layers}, the number of layers")
-    return n_backward
-
-
-def _count_batches(n, batch_size, m_step):
-    """Return in how many pieces the signals are taken in one iteration."""
-    if batch_size is None:
-        return 1 if m_step == "analytic" else min(n, 10)
-    return -(-n // check_count(batch_size, "batch_size"))
-
-
-def _first_state(plan, D0, lmbd0, sigma, rng):
-    """Return the dictionary, rates and noise level that EM starts from."""
-    xp, K = array_module(plan.y, D0), plan.D_shape[0]
+def _first_state(plan, start, rng):
+    """Return the dictionary, rates and noise level that EM starts from; `start` says which of them were given."""
+    D0, lmbd0, sigma = start
+    xp, K, data = array_module(plan.data.like, D0), plan.D_shape[0], plan.data
     if sigma is None:
-        sigma = rates.estimate_sigma(plan.y)
+        sigma = data.sample(rates.estimate_sigma)
     else:
         sigma = check_number(
             check_number(sigma, "sigma", 0, strict=True) / plan.unit, "sigma / max |y|", 0, strict=True
         )
     if D0 is None:
-        D = starts.blind(plan.y, K, plan.D_shape[2:], positive=plan.positive, stride=plan.stride, sigma=sigma, rng=rng)
+        D, state = data.sample(_blind, K, plan.D_shape[2:], plan.positive, plan.stride, sigma, rng)
+        rng.bit_generator.state = state  # it may have been used in another process
     else:
-        D = normalize_atoms(as_dictionary(D0, plan.y.dtype))
+        D = normalize_atoms(as_dictionary(D0, data.dtype))
         if D.shape != plan.D_shape:
             raise InputError(f"D0 has shape {D.shape}, wanted {plan.D_shape}: (n_atoms, channels of y, *atom_shape)")
     if lmbd0 is None:
-        return _State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma, sigma)
+        return State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma, sigma)
     lmbd = as_rates(lmbd0, D) * plan.unit
     if not bool((lmbd > 0).all()):
         raise InputError(f"lmbd0 is {lmbd0!r}, wanted rates > 0")
-    return _State(D, lmbd, sigma, sigma)
+    return State(D, lmbd, sigma, sigma)
+
+
+def _blind(y, n_atoms, atom_shape, positive, stride, sigma, rng):
+    """Return a dictionary to start from, and the state of the random numbers after it."""
+    D = starts.blind(y, n_atoms, atom_shape, positive=positive, stride=stride, sigma=sigma, rng=rng)
+    return D, rng.bit_generator.state
 
 
 def _first_stage(plan):
@@ -621,7 +415,7 @@ def _noise_was_wrong(plan, state):
 
 def _restart(plan, state):
     """Return the state from which the dictionary is learned anew, at the universal threshold of the learned noise."""
-    lmbd = array_module(plan.y).full_like(state.lmbd, rates.start_lmbd(plan.D_shape[0], plan.n_positions, state.sigma))
+    lmbd = plan.data.xp.full_like(state.lmbd, rates.start_lmbd(plan.D_shape[0], plan.n_positions, state.sigma))
     return replace(state, lmbd=lmbd, held_sigma=state.sigma, round=state.round + 1, search=None)
 
 
@@ -645,43 +439,43 @@ def _validate(plan, state):
     )  # fmt: skip
 
 
-def _expect(plan, state, hold, tol):
-    """E-step: codes, and unless they are held the rates and the noise level that the codes suggest."""
+def _expect(plan, state, stage, tol):
+    """E-step: codes, unless they are held rates and noise level that the codes suggest, and sums for the M-step."""
+    hold = stage == "dictionary"
     step = rates.e_step(
-        plan.y, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule="fixed" if hold else plan.rule,
-        learn_sigma=plan.learn_sigma and not hold, prior=plan.prior, tol=tol, codes=state.codes,
-        search=state.search,
+        plan.data, state.D, plan.stride, plan.positive, state.lmbd, state.sigma, rule="fixed" if hold else plan.rule,
+        learn_sigma=plan.learn_sigma and not hold, prior=plan.prior, tol=tol, codes=state.codes, search=state.search,
+        also=mstep.statistics if plan.wants_statistics and stage != "rates" else None,
     )  # fmt: skip
     objective = step.energy / (2 * state.sigma**2) + float((state.lmbd * step.l1).sum())
     notes = (*state.notes, step.message) if step.message else state.notes
     return replace(
         state, lmbd=step.lmbd, sigma=step.sigma, codes=step.codes, search=step.search, objective=objective,
         n_nonzero=step.n_nonzero, notes=notes,
-    )  # fmt: skip
+    ), step.also  # fmt: skip
 
 
-def _maximize(plan, state, optimizer, rng):
+def _maximize(plan, state, sums, optimizer, rng):
     """M-step: the dictionary."""
-    if plan.m_step == "analytic" and plan.batches == 1:
-        return replace(state, D=mstep.from_statistics(state.D, state.codes, plan.wanted, plan.stride))
-    if plan.m_step == "analytic":
+    if sums is not None:
+        D = mstep.from_sums(state.D, sums)
+    elif plan.m_step == "analytic":
+        penalty = state.lmbd * state.sigma**2
         D = mstep.by_batches(
-            state.D, plan.y, plan.wanted, state.codes, state.lmbd * state.sigma**2, batches=plan.batches,
-            tol=plan.tol_codes, positive=plan.positive, stride=plan.stride, rng=rng,
+            state.D, plan.data, state.codes, penalty, batches=plan.batches, tol=plan.tol_codes, rng=rng
+        )
+    else:
+        D = mstep.by_gradient(
+            state.D, plan.data, state.lmbd, state.sigma, optimizer=optimizer, batches=plan.batches,
+            m_step=plan.m_step, n_layers=plan.n_layers, n_backward=plan.n_backward, rng=rng,
         )  # fmt: skip
-        return replace(state, D=D)
-    D = mstep.by_gradient(
-        state.D, plan.y, plan.wanted, state.lmbd, state.sigma, optimizer=optimizer, batches=plan.batches,
-        m_step=plan.m_step, n_layers=plan.n_layers, n_backward=plan.n_backward, positive=plan.positive,
-        stride=plan.stride, rng=rng,
-    )  # fmt: skip
     return replace(state, D=D)
 
 
 def _repair(plan, state, rng):
     """Move cut-off atoms and replace a superfluous one; the codes of a changed dictionary start anew."""
     layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
-    D, note = repair_atoms(state.D, state.codes, plan.y, state.lmbd * state.sigma**2, layout, state.sigma, rng)
+    D, note = repair_atoms(state.D, state.codes, plan.data, state.lmbd * state.sigma**2, layout, state.sigma, rng)
     return state if not note else replace(state, D=D, codes=None, notes=(*state.notes, note))
 
 
@@ -690,7 +484,8 @@ def _weakness(plan, state):
     if state.codes is None:
         return []
     layout = Layout(plan.D_shape[2:], plan.stride, plan.positive)
-    weak = ", ".join(map(str, weak_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout)))
+    found = weak_atoms(state.D, state.codes, state.lmbd * state.sigma**2, layout, plan.data)
+    weak = ", ".join(map(str, found))
     return [f"explains little that others do not: atom {weak}; n_atoms may be too large"] if weak else []
 
 

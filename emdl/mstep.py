@@ -28,6 +28,7 @@ from emdl.encoder import solve
 from emdl.gradients import backward_full, gradient_bytes, implicit_full, reconstruction_loss
 from emdl.ops import correlate_codes, correlate_signals, lipschitz, synthesize_full
 from emdl.optim import exact_dictionary
+from emdl.parts import Whole, where
 from emdl.unrolled import unroll_full
 
 _IMPLICIT = {"tol": 1e-3, "max_iter": 30}  # a rough solution is enough for a step
@@ -53,19 +54,72 @@ def from_statistics(D, codes, wanted, stride):
     -------
     array (K, C, *s)
     """
-    return _exact(D, *_correlations(codes, wanted, D, stride))
+    return from_sums(D, Whole(wanted, wanted, stride, False).sum(statistics, codes, D))
 
 
-def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, rng):
+def from_sums(D, sums):
+    """Return the dictionary that minimises the squared error whose `statistics` are given.
+
+    Parameters
+    ----------
+    D : array (K, C, *s)
+        Dictionary to start from.
+    sums : (array, array)
+        phi and psi.
+
+    Returns
+    -------
+    array (K, C, *s)
+    """
+    # atom after atom, on sums that are small whatever the number of signals: work for the host
+    return array_module(D).asarray(exact_dictionary(*map(to_host, (D, *sums))))
+
+
+def statistics(part, D, codes=None):
+    """Return phi and psi of what is counted of a part, see `emdl.ops.correlate_codes` and `correlate_signals`.
+
+    Of a product of two codes of which another part counts one, half is counted here and half there.
+
+    Parameters
+    ----------
+    part : emdl.parts.Part
+        Signals.
+    D : array (K, C, *s)
+        Gives the shape of the atoms.
+    codes : SparseCodes or array (n, K, *P), optional
+        Codes; by default those of the part.
+
+    Returns
+    -------
+    phi : array (K, K, *(2 s - 1))
+    psi : array (K, C, *s)
+    """
+    codes, shape, stride = part.codes if codes is None else codes, D.shape[2:], part.stride
+    own = part.own_codes(codes)
+    phi, psi = correlate_codes(own, shape, stride), correlate_signals(own, part.wanted, shape, stride)
+    if part.own is not None:
+        reach, counted = -(-shape[0] // stride[0]), np.zeros(codes.shape[2], bool)
+        counted[slice(*part.own)] = True
+        near = np.zeros_like(counted)
+        for border in part.own:
+            near[max(0, border - reach) : border + reach] = True
+        both, here, there = (
+            correlate_codes(where(codes, m), shape, stride) for m in (near, near & counted, near & ~counted)
+        )
+        phi = phi + (both - here - there) / 2
+    return phi, psi
+
+
+def by_batches(D, data, codes, penalty, *, batches, tol, rng):
     """Return the dictionary after incremental EM [1]_: encode a batch, renew its share of the sums, update, repeat.
 
     Parameters
     ----------
     D : array (K, C, *s)
         Dictionary to start from.
-    y, wanted : array (n, C, *S)
+    data : emdl.parts.Whole or Parts
         Signals, and what their codes are to make.
-    codes : SparseCodes
+    codes : SparseCodes, array (n, K, *P) or emdl.parts.Chain
         Of all signals, by `D`.
     penalty : array (K,)
         lmbd sigma^2, data unit.
@@ -73,10 +127,6 @@ def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, 
         Updates of the dictionary.
     tol : float
         Relative duality gap of the codes.
-    positive : bool
-        Keep the codes non-negative.
-    stride : tuple of int
-        Along each axis.
     rng : Generator
         Order of the signals.
 
@@ -89,24 +139,25 @@ def by_batches(D, y, wanted, codes, penalty, *, batches, tol, positive, stride, 
     .. [1] R. Neal, G. Hinton, A view of the EM algorithm that justifies incremental, sparse, and other variants, 1998,
        doi:10.1007/978-94-011-5014-9_12.
     """
-    xp = array_module(y)
-    phi, psi = _correlations(codes, wanted, D, stride)
-    used = _count(codes)
-    for batch in np.array_split(rng.permutation(len(y)), batches):
-        at = xp.asarray(batch)
-        old = codes.take(batch) if isinstance(codes, SparseCodes) else codes[at]
-        new = solve(y[at], D, penalty, stride, tol=tol, positive=positive, z0=old).codes
-        used += _count(new) - _count(old)
-        for total, before, after in zip(
-            (phi, psi),
-            _correlations(old, wanted[at], D, stride),
-            _correlations(new, wanted[at], D, stride),
-            strict=True,
-        ):
-            total += after - before
+    (phi, psi), used = data.sum(_counted, codes, D)
+    for batch in np.array_split(rng.permutation(data.n_units), batches):
+        (olds, before), (news, after) = data.sum(_renewed, codes, D, penalty, tol, rows=batch)
+        used += after - before
+        for total, old, new in zip((phi, psi), olds, news, strict=True):
+            total += new - old
             total[used == 0] = 0  # what is left of an atom without codes is rounding
-        D = _exact(D, phi, psi)
+        D = from_sums(D, (phi, psi))
     return D
+
+
+def _counted(part, D, codes=None):
+    """Return the statistics, and the number of non-zeros of each atom."""
+    return statistics(part, D, codes), _count(part.own_codes(part.codes if codes is None else codes))
+
+
+def _renewed(part, D, penalty, tol):
+    """Return the same for the codes of a part, and for those of the present dictionary."""
+    return _counted(part, D), _counted(part, D, part.encode(D, penalty, tol, part.codes))
 
 
 def _count(codes):
@@ -116,24 +167,14 @@ def _count(codes):
     return (codes != 0).sum(axis=(0, *range(2, codes.ndim)))
 
 
-def _correlations(codes, wanted, D, stride):
-    shape = D.shape[2:]
-    return correlate_codes(codes, shape, stride), correlate_signals(codes, wanted, shape, stride)
-
-
-def _exact(D, phi, psi):
-    # atom after atom, on sums that are small whatever the number of signals: work for the host
-    return array_module(D).asarray(exact_dictionary(*map(to_host, (D, phi, psi))))
-
-
-def by_gradient(D, y, wanted, lmbd, sigma, *, m_step, optimizer, batches, n_layers, n_backward, positive, stride, rng):
+def by_gradient(D, data, lmbd, sigma, *, m_step, optimizer, batches, n_layers, n_backward, rng):
     """Return the dictionary after one pass of gradient steps over the signals.
 
     Parameters
     ----------
     D : array (K, C, *s)
         Dictionary.
-    y, wanted : array (n, C, *S)
+    data : emdl.parts.Whole or Parts
         Signals, and what the decoder is to make of their codes.
     lmbd : array (K,)
         Rates, 1 / data unit.
@@ -147,10 +188,6 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, m_step, optimizer, batches, n_laye
         Number of steps.
     n_layers, n_backward : int
         Layers T of the encoder, and how many of them truncated goes back through.
-    positive : bool
-        One-sided shrinkage.
-    stride : tuple of int
-        Along each axis.
     rng : Generator
         Order of the signals.
 
@@ -158,19 +195,23 @@ def by_gradient(D, y, wanted, lmbd, sigma, *, m_step, optimizer, batches, n_laye
     -------
     array (K, C, *s)
     """
-    xp = array_module(y)
-    for batch in np.array_split(rng.permutation(len(y)), batches):
-        part, target = y[xp.asarray(batch)], wanted[xp.asarray(batch)]
-        step, theta = _step_of(D, lmbd * sigma**2, stride)
-
-        def sums(start, stop, D=D, part=part, target=target, step=step, theta=theta):
-            trace = unroll_full(part[start:stop], D, theta, step, n_layers, positive, stride)
-            return _sums(trace, target[start:stop], m_step, n_backward)
-
-        pieces = in_pieces(sums, len(part), gradient_bytes(part, D, stride, n_layers), part)
-        gradient, energy = map(sum, zip(*pieces, strict=True))
+    for batch in np.array_split(rng.permutation(data.n_units), batches):
+        step, theta = _step_of(D, lmbd * sigma**2, data.stride)
+        gradient, energy = data.sum(_gradient, None, D, theta, step, n_layers, m_step, n_backward, rows=batch)
         D = optimizer.step(D, _without_unit(gradient, energy / len(D)))
     return D
+
+
+def _gradient(part, D, theta, step, n_layers, m_step, n_backward):
+    """Return the sums of a part that a gradient step needs."""
+
+    def sums(start, stop):
+        trace = unroll_full(part.y[start:stop], D, theta, step, n_layers, part.positive, part.stride)
+        return _sums(trace, part, (start, stop), m_step, n_backward)
+
+    pieces = in_pieces(sums, len(part.y), gradient_bytes(part.y, D, part.stride, n_layers), part.y)
+    gradient, energy = map(sum, zip(*pieces, strict=True))
+    return gradient, energy
 
 
 def _step_of(D, penalty, stride):
@@ -179,15 +220,17 @@ def _step_of(D, penalty, stride):
     return step, (penalty * step).astype(D.dtype)
 
 
-def _sums(trace, target, m_step, n_backward):
+def _sums(trace, part, rows, m_step, n_backward):
     """Return the gradient of half the squared error, and the energy of the codes: sums over the signals."""
+    made = None if part.samples is None else synthesize_full(trace.codes[-1], trace.D, trace.stride)
+    target = part.goal(made, *rows)
     _, g_z, gradient = reconstruction_loss(trace, target)
     if m_step == "implicit":
         gradient = gradient + implicit_full(trace, g_z, **_IMPLICIT)[0].D
     elif m_step != "decoder":
         last = n_backward if m_step == "truncated" else None
         gradient = gradient + backward_full(trace, g_z, n_layers=last).D
-    z = trace.codes[-1]
+    z = part.own_codes(trace.codes[-1])
     value = z.value if isinstance(z, SparseCodes) else z
     return gradient, float((value.astype(np.float64) ** 2).sum())
 

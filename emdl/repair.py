@@ -8,6 +8,7 @@ from emdl.device import to_host
 from emdl.events import padded, peaks, strongest_part, windows
 from emdl.ops import correlate_signals, synthesize_full
 from emdl.optim import normalize_atoms
+from emdl.parts import Parts, Whole
 from emdl.shapes import cluster, first_shapes, half_square, substitutes
 
 _WINDOWS = 1000  # of the residual, in which a missing atom is looked for
@@ -28,7 +29,7 @@ def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
         Dictionary of unit-norm atoms.
     codes : SparseCodes or array (n, K, *P)
         Codes of the signals.
-    y : array (n, C, *S)
+    y : array (n, C, *S), emdl.parts.Whole or Parts
         Signals.
     penalty : array (K,)
         lmbd_k sigma^2, data unit.
@@ -45,18 +46,55 @@ def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
     note : str
         Empty if nothing was changed.
     """
-    xp = array_module(D, y)
-    D, codes, y, penalty = to_host(D), _sparse(codes), to_host(y), to_host(penalty)
-    residual = y - synthesize_full(codes, D, layout.stride)
-    mended, moved = recentre(D, codes, residual, layout, sigma)
+    data, xp = y if isinstance(y, Whole | Parts) else Whole(y, y, layout.stride, layout.positive), array_module(D)
+    given, D, penalty = D, to_host(D), to_host(penalty)
+    energy, beyond, loss, counts = data.sum(_needs, codes, given, penalty, layout, sigma)
+    mended, moved = _recentred(D, energy, beyond, layout, sigma)
     done = [f"moved atom {_listed(moved)} to where its energy lies"] if len(moved) else []
-    loss = contributions(D, codes, penalty, layout)
     weakest = int(loss.argmin())
-    atom, gain = missing_atom(residual, float(penalty[weakest]), layout, sigma, rng)
+    chosen = _some_windows(counts, rng)
+    seen = data.sum(_windows, codes, given, layout, sigma, chosen) if chosen else []
+    atom, gain = _most_wanted(seen, sum(n for _, n in counts), float(penalty[weakest]), layout, rng)
     if gain > _MARGIN * loss[weakest] + _LEAST * loss.mean():
         mended[weakest] = atom
         done.append(f"replaced atom {weakest}, for which others could stand in, by one that was missing")
     return xp.asarray(mended), " and ".join(done)
+
+
+def _needs(part, D, penalty, layout, sigma):
+    """Return the sums that decide which atoms are moved and which is weakest, and how many windows a part has."""
+    D, codes, residual = _residual(part, D)
+    own = part.own_codes(codes)
+    n_windows = int(part.own_places(peaks(residual, layout, sigma)).sum())
+    loss = contributions(D, own, to_host(penalty), layout)
+    return *_around(len(D), own, residual, layout), loss, [(part.number, n_windows)]
+
+
+def _residual(part, D):
+    """Return dictionary, codes and y - D z of a part on the host."""
+    D, codes = to_host(D), _sparse(part.codes)
+    return D, codes, to_host(part.y) - synthesize_full(codes, D, part.stride)
+
+
+def _some_windows(counts, rng):
+    """Return which windows of each part to look at, at most 1000 of all: number of the part to indices."""
+    ends = np.cumsum([n for _, n in counts])
+    count = int(ends[-1])
+    chosen = np.arange(count) if count <= _WINDOWS else np.sort(rng.choice(count, _WINDOWS, replace=False))
+    owner, found = np.searchsorted(ends, chosen, "right"), {}
+    for i in np.unique(owner).tolist():
+        number, n = counts[i]
+        found[number] = chosen[owner == i] - (int(ends[i]) - n)
+    return found
+
+
+def _windows(part, D, layout, sigma, chosen):
+    """Return the chosen windows of the residual of a part, as a list of one array."""
+    if part.number not in chosen:
+        return None
+    residual = _residual(part, D)[2]
+    place = peaks(residual, layout, sigma)
+    return [windows(residual, place[part.own_places(place)][chosen[part.number]], layout)]
 
 
 def recentre(D, codes, residual, layout, sigma):
@@ -85,9 +123,18 @@ def recentre(D, codes, residual, layout, sigma):
     moved : ndarray of int
         The atoms that were.
     """
+    energy, beyond = _around(len(D), codes, residual, layout)
+    return _recentred(D, energy, beyond, layout, sigma)
+
+
+def _around(K, codes, residual, layout):
+    """Return the energy of the codes of each atom, and corr(z, residual) on the atom and its margins."""
+    energy = np.bincount(codes.index % K, codes.value.astype(np.float64) ** 2, minlength=K)
+    return energy, correlate_signals(codes, padded(residual, layout.margin), layout.long_shape, layout.stride)
+
+
+def _recentred(D, energy, beyond, layout, sigma):
     margin, n_axes = layout.margin, D.ndim - 2
-    energy = np.bincount(codes.index % len(D), codes.value.astype(np.float64) ** 2, minlength=len(D))
-    beyond = correlate_signals(codes, padded(residual, margin), layout.long_shape, layout.stride)
     wide = padded(D, margin) * energy.reshape(-1, *[1] * (n_axes + 1)) + beyond
     slack = _SLACK + _SHARE * sigma**2 * D[0].size / np.where(energy > 0, energy, 1)
     best, _ = strongest_part(wide, layout, slack=slack)
@@ -128,20 +175,25 @@ def contributions(D, codes, penalty, layout):
     return np.bincount(k, np.maximum(z**2 / 2 - without, 0), minlength=len(D))
 
 
-def weak_atoms(D, codes, penalty, layout):
+def weak_atoms(D, codes, penalty, layout, data=None):
     """Return the atoms that explain little which the others could not: unused, duplicates, or compounds of others.
 
     Parameters
     ----------
     D, codes, penalty, layout
         As in `repair_atoms`.
+    data : emdl.parts.Parts, optional
+        Signals, if `codes` is a chain.
 
     Returns
     -------
     ndarray of int
         Those whose `contributions` are less than a quarter of the mean.
     """
-    loss = contributions(to_host(D), _sparse(codes), to_host(penalty), layout)
+    if isinstance(data, Parts):
+        loss = data.sum(_contributions, codes, D, penalty, layout)
+    else:
+        loss = contributions(to_host(D), _sparse(codes), to_host(penalty), layout)
     return np.flatnonzero(loss <= _WEAK * loss.mean())
 
 
@@ -168,13 +220,23 @@ def missing_atom(residual, penalty, layout, sigma, rng):
         In units of half a squared error; 0 where there is no atom.
     """
     place = peaks(residual, layout, sigma)
-    if not len(place):
+    chosen = _some_windows([(0, len(place))], rng)
+    seen = [windows(residual, place[chosen[0]], layout)] if chosen else []
+    return _most_wanted(seen, len(place), penalty, layout, rng)
+
+
+def _most_wanted(seen, count, penalty, layout, rng):
+    """Return the shape that `missing_atom` looks for and its gain, from windows seen of `count` that there are."""
+    if not seen:
         return None, 0.0
-    chosen = place if len(place) <= _WINDOWS else place[np.sort(rng.choice(len(place), _WINDOWS, replace=False))]
-    seen = windows(residual, chosen, layout)
+    seen = np.concatenate(seen)
     shapes, gain = cluster(seen, first_shapes(seen, _CANDIDATES, layout, rng), layout, penalty)
     best = int(gain.argmax())
-    return shapes[best], float(gain[best]) * len(place) / len(chosen)
+    return shapes[best], float(gain[best]) * count / len(seen)
+
+
+def _contributions(part, D, penalty, layout):
+    return contributions(to_host(D), part.own_codes(_sparse(part.codes)), to_host(penalty), layout)
 
 
 def _sparse(codes):

@@ -2,20 +2,19 @@
 
 import functools
 import math
-import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emdl.backend import array_module
 from emdl.device import in_pieces
-from emdl.encoder import solve
 from emdl.errors import InputError
 from emdl.gradients import backward, gradient_bytes
 from emdl.ops import analyze_full, lipschitz
+from emdl.parts import Parts, Whole, add
 from emdl.rates.laplace import Prior, lmbd_gradient, start_lmbd, step_lmbd, update_lmbd
 from emdl.rates.noise import residual_sigma
-from emdl.rates.risk import RATIO, Search, Sums, log_step, measure
+from emdl.rates.risk import RATIO, Search, Sums, log_step, measure_part
 from emdl.unrolled import unroll
 
 RULES = ("gcv", "sure", "paper", "paper-gradient", "fixed")
@@ -34,8 +33,8 @@ class EStep:
 
     Attributes
     ----------
-    codes : SparseCodes, or array (n, K, *P) on a GPU
-        The minimiser of (1) at the rates and the noise level that were given.
+    codes : SparseCodes, array (n, K, *P) on a GPU, or emdl.parts.Chain
+        The minimiser of (1) at the rates and the noise level that were given; a chain if the signals are in parts.
     lmbd : array (K,)
         The next rates, 1 / data unit.
     sigma : float
@@ -48,6 +47,8 @@ class EStep:
         Whether the next rates and noise level are those given, within 1 %.
     message : str
         What went wrong, or empty.
+    also : object
+        What was asked for besides, summed over the signals.
     """
 
     codes: object
@@ -57,6 +58,7 @@ class EStep:
     search: Search
     settled: bool
     message: str = ""
+    also: object = None
 
     @property
     def energy(self):
@@ -90,6 +92,7 @@ def e_step(
     search=None,
     damping=0.0,
     n_layers=30,
+    also=None,
 ):
     """Return the codes at the given rates and noise level, and the next rates and noise level.
 
@@ -108,7 +111,7 @@ def e_step(
 
     Parameters
     ----------
-    y : array (n, C, *S)
+    y : array (n, C, *S), emdl.parts.Whole or Parts
         Signals, in full form.
     D : array (K, C, *s)
         Dictionary of the same dtype.
@@ -128,7 +131,7 @@ def e_step(
         Of the rates, for the rules of the paper; by default around the universal threshold, as heavy as the data.
     tol : float
         Relative duality gap of the codes. The scores are good to about 1e-3.
-    codes : SparseCodes or array (n, K, *P), optional
+    codes : SparseCodes, array (n, K, *P) or emdl.parts.Chain, optional
         Codes to start from.
     search : Search, optional
         Of the call before; without it every call looks at the neighbours.
@@ -136,6 +139,8 @@ def e_step(
         From 0 to below 1: shortens every step of log lmbd by this share. Minibatches want 0.5 or more.
     n_layers : int
         Layers of the encoder in ``paper-gradient``.
+    also : callable, optional
+        Called with an `emdl.parts.Part` and `D`; what it returns is added up over the signals in the same pass.
 
     Returns
     -------
@@ -149,14 +154,14 @@ def e_step(
     if rule not in RULES:
         raise InputError(f"rule is {rule!r}, wanted one of {', '.join(RULES)}")
     search = search or Search()
-    codes = solve(y, D, lmbd * sigma**2, stride, tol=tol, positive=positive, z0=codes).codes
-    sums = measure(y, D, codes, stride)
-    next_sigma = _noise(y, sums, sigma) if learn_sigma else sigma
+    data = y if isinstance(y, Whole | Parts) else Whole(y, y, stride, positive)
+    codes = data.encode(codes, D, lmbd * sigma**2, tol)
+    sums, extra = data.sum(_sums_and, codes, D, also)
+    next_sigma = _noise(data, sums, sigma) if learn_sigma else sigma
     message = ""
     if rule in ("gcv", "sure"):
-        search, message = _search(
-            y, D, stride, positive, lmbd * sigma**2, sums, codes, tol, search, sigma if rule == "sure" else None
-        )
+        known = sigma if rule == "sure" else None
+        search, message = _search(data, D, lmbd * sigma**2, sums, codes, tol, search, known)
         next_lmbd = lmbd * (math.exp((1 - damping) * search.step) * (sigma / next_sigma) ** 2)
     elif rule == "fixed":
         next_lmbd = lmbd
@@ -165,24 +170,24 @@ def e_step(
         if rule == "paper":
             next_lmbd = update_lmbd(lmbd, sums.l1, sums.n_positions, prior, damping=damping)
         else:
-            next_lmbd = _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, 1 - damping)
+            next_lmbd = _gradient_step(data, D, lmbd, sigma, prior, n_layers, 1 - damping)
         message = _collapse(sums, prior)
     xp = array_module(lmbd)
     moved = max(float(xp.abs(xp.log(next_lmbd / lmbd)).max()), abs(math.log(next_sigma / sigma)))
-    return EStep(codes, next_lmbd, next_sigma, sums, search, moved <= _SETTLED, message)
+    return EStep(codes, next_lmbd, next_sigma, sums, search, moved <= _SETTLED, message, extra)
 
 
-def _noise(y, sums, sigma):
+def _sums_and(part, D, also):
+    return measure_part(part, D), None if also is None else also(part, D)
+
+
+def _noise(data, sums, sigma):
     """Return the noise level of the residual; kept where nothing is left, and above 80 dB below the signals."""
-    smallest = _SMALLEST * _root_mean_square(y)
+    smallest = _SMALLEST * data.root_mean_square
     return max(residual_sigma(sums), smallest) or sigma
 
 
-def _root_mean_square(y):
-    return float(array_module(y).sqrt((y.astype(np.float64) ** 2).mean()))
-
-
-def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
+def _search(data, D, penalty, here, codes, tol, search, sigma):
     """Return the search after this call, whose step is the one to make, and a message."""
     if search.pause:
         return search.waited(), ""
@@ -190,14 +195,13 @@ def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
     exact = tol if abs(search.step) > _NEAR else _EXACTER * tol
 
     def sums_at(ratio):
-        solution = solve(y, D, penalty * ratio, stride, tol=exact, positive=positive, z0=codes)
-        return measure(y, D, solution.codes, stride)
+        return data.sum(_sums_nearby, codes, D, penalty * ratio, exact)
 
     below = sums_at(1 / RATIO)
     if below.n_nonzero == 0:
-        return _first_code(y, D, stride, positive, penalty, search)
+        return _first_code(data, D, penalty, search)
     step = log_step(below, here, here if here.n_nonzero == 0 else sums_at(RATIO), sigma)
-    smallest = _SMALLEST * _root_mean_square(y) / float(penalty.max())
+    smallest = _SMALLEST * data.root_mean_square / float(penalty.max())
     step = max(step, min(math.log(max(smallest, 1e-300)), 0.0))
     message = ""
     if here.n_nonzero == 0 and step == 0:
@@ -205,32 +209,56 @@ def _search(y, D, stride, positive, penalty, here, codes, tol, search, sigma):
     return search.looked(step), message
 
 
-def _first_code(y, D, stride, positive, penalty, search):
+def _sums_nearby(part, D, penalty, tol):
+    """Return the sums of codes at another penalty, which start from those of the part."""
+    return measure_part(part, D, part.encode(D, penalty, tol, part.codes))
+
+
+def _first_code(data, D, penalty, search):
     """Return the search after a step to the penalty at which the first code enters, where all neighbours have none."""
-    c = analyze_full(y, D, stride)
-    xp = array_module(c)
-    ratio = float(((c if positive else xp.abs(c)).max(axis=(0, *range(2, c.ndim))) / penalty).max())
+    ratio = float((data.sum(_largest, None, D).value / penalty).max())
     if ratio <= 0:
         return search.looked(0.0), "no atom correlates with the signals: all codes are zero at every lmbd"
     return Search(step=math.log(ratio)), ""
 
 
-def _gradient_step(y, D, stride, positive, lmbd, sigma, prior, n_layers, rate):
+@dataclass(frozen=True)
+class _Largest:
+    """A maximum, which adds up as maxima do."""
+
+    value: np.ndarray
+
+    def __add__(self, other):
+        return _Largest(array_module(self.value).maximum(self.value, other.value))
+
+
+def _largest(part, D):
+    """Return the largest correlation of the signals with each atom."""
+    c = analyze_full(part.y, D, part.stride)
+    return _Largest((c if part.positive else array_module(c).abs(c)).max(axis=(0, *range(2, c.ndim))))
+
+
+def _gradient_step(data, D, lmbd, sigma, prior, n_layers, rate):
     """Return the rates after a gradient step on (4), codes and gradient those of the unrolled encoder."""
-    xp, step = array_module(y), 1 / lipschitz(D, stride=stride)
+    sums, through = data.sum(_through_encoder, None, D, lmbd, sigma, n_layers)
+    gradient = lmbd_gradient(lmbd, sums.l1, sums.n_positions, prior, through=through)
+    return step_lmbd(lmbd, gradient, sums.n_positions, prior, rate=0.3 * rate)
+
+
+def _through_encoder(part, D, lmbd, sigma, n_layers):
+    """Return the sums of the codes of the unrolled encoder, and the gradient of (4) that comes through it."""
+    y, stride, xp = part.y, part.stride, array_module(part.y)
+    step = 1 / lipschitz(D, stride=stride)
     theta, column = lmbd * sigma**2 * step, lmbd.reshape(-1, *[1] * (y.ndim - 2)).astype(y.dtype)
 
     def piece(start, stop):
-        part = y[start:stop]
-        trace = unroll(part, D, theta, step, n_layers, positive=positive, stride=stride)
-        through = backward(trace, xp.sign(trace.z) * column).theta.astype(np.float64)
-        return measure(part, D, trace.z, stride), through * sigma**2 * step
+        own = replace(part, y=y[start:stop], wanted=y[start:stop])
+        trace = unroll(own.y, D, theta, step, n_layers, positive=part.positive, stride=stride)
+        through = backward(trace, own.own_codes(xp.sign(trace.z) * column)).theta.astype(np.float64)
+        return measure_part(own, D, trace.z), through * sigma**2 * step
 
     pieces = in_pieces(piece, len(y), gradient_bytes(y, D, stride, n_layers), y)
-    sums = functools.reduce(operator.add, (part for part, _ in pieces))
-    through = functools.reduce(operator.add, (part for _, part in pieces))
-    gradient = lmbd_gradient(lmbd, sums.l1, sums.n_positions, prior, through=through)
-    return step_lmbd(lmbd, gradient, sums.n_positions, prior, rate=0.3 * rate)
+    return functools.reduce(add, pieces)
 
 
 def _collapse(sums, prior):

@@ -127,15 +127,41 @@ def measure(y, D, codes, stride):
     -------
     Sums
     """
-    xp = array_module(y, D)
     residual = y - synthesize_full(codes, D, stride)
+    return _sums(residual, codes, y.size, len(y) * math.prod(codes.shape[2:]))
+
+
+def measure_part(part, D, codes=None):
+    """Return the sums of codes over what is counted of a part.
+
+    Parameters
+    ----------
+    part : emdl.parts.Part
+        Signals.
+    D : array (K, C, *s)
+        Dictionary.
+    codes : SparseCodes or array (n, K, *P), optional
+        Codes; by default those of the part.
+
+    Returns
+    -------
+    Sums
+    """
+    codes = part.codes if codes is None else codes
+    residual = part.own_samples(part.y - synthesize_full(codes, D, part.stride))
+    n_positions = codes.shape[2] if part.own is None else part.own[1] - part.own[0]
+    return _sums(residual, part.own_codes(codes), residual.size, len(part.y) * n_positions * math.prod(codes.shape[3:]))
+
+
+def _sums(residual, codes, n_samples, n_positions):
+    xp = array_module(residual)
     if isinstance(codes, SparseCodes):
         l1, n_nonzero = codes.l1(), codes.n_nonzero
     else:
         axes = (0, *range(2, codes.ndim))
         l1, n_nonzero = xp.abs(codes).sum(axis=axes, dtype=np.float64), int(xp.count_nonzero(codes))
     energy = float((residual.astype(np.float64) ** 2).sum())
-    return Sums(energy, l1, n_nonzero, y.size, len(y) * math.prod(codes.shape[2:]))
+    return Sums(energy, l1, n_nonzero, n_samples, n_positions)
 
 
 def score(sums, sigma=None):
