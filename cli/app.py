@@ -135,6 +135,7 @@ def train(
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
+    dask: opt.Dask = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -156,7 +157,7 @@ def train(
         from .train_denoise import DEFAULT_MINUTES, DEFAULT_OUTPUT, train_denoiser
 
         _check_unused(task, units=units, band=band, window_ms=window_ms, max_iter=max_iter, fs=fs, key=key, dtype=dtype,
-                      channels=channels, layout=layout, skip_channel=skip_channel)  # fmt: skip
+                      channels=channels, layout=layout, skip_channel=skip_channel, dask=dask)  # fmt: skip
         if device == opt.DeviceName.CUDA:
             raise InputError("--task denoise runs on the CPU, got --device cuda; leave it out")
         learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}
@@ -177,7 +178,7 @@ def train(
         "rng": seed,
         "device": device.value,
     }
-    train_spikes(source, output or Path("emdl-spikes.h5"), learn, plot=plot, **kept, **shown)
+    train_spikes(source, output or Path("emdl-spikes.h5"), learn, plot=plot, dask=dask, **kept, **shown)
 
 
 def _check_unused(task, **options):
@@ -221,6 +222,7 @@ def denoise(
     ] = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
+    dask: opt.Dask = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -238,7 +240,7 @@ def denoise(
 
     denoise_pictures(
         pictures, output, sigma=sigma, model=model, learn=learn, report=report, device=device.value, force=force,
-        quiet=quiet, as_json=json,
+        quiet=quiet, as_json=json, dask=dask,
     )  # fmt: skip
 
 
@@ -288,6 +290,7 @@ def sort(
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
+    dask: opt.Dask = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -313,7 +316,7 @@ def sort(
         raise InputError("--units, --band, --window-ms and --max-iter say how to learn, but --model was given")
     sort_recording(
         source, outputs, page, learn | {"device": device.value}, model_path=model, checkpoint_every=checkpoint_every,
-        resume=resume, force=force, quiet=quiet, as_json=json,
+        resume=resume, force=force, quiet=quiet, as_json=json, dask=dask,
     )  # fmt: skip
 
 
@@ -366,6 +369,7 @@ def detect(
     skip_channel: opt.SkipChannel = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
+    dask: opt.Dask = None,
     force: opt.Force = False,
     quiet: opt.Quiet = False,
     json: opt.Json = False,
@@ -383,7 +387,7 @@ def detect(
     source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
     detect_spikes(
         source, model, output, device=device.value, checkpoint_every=checkpoint_every, resume=resume, force=force,
-        quiet=quiet, as_json=json,
+        quiet=quiet, as_json=json, dask=dask,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import socket
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.images import files as pictures
 from emdl.images import restore
 
-from . import files, screen
+from . import files, screen, workers
 
 SUFFIX = "_denoised"
 REPORT_SUFFIX = "_report.png"
@@ -32,7 +33,23 @@ class Job:
     report: object
 
 
-def denoise_pictures(paths, output, *, sigma, model, learn, report, device, force, quiet, as_json):
+@dataclass(frozen=True)
+class Task:
+    """What is done to every file: noise level, and the model, or where it comes from."""
+
+    level: object
+    learn: bool
+    given: object
+    path: object
+    device: str
+
+    @property
+    def model_of(self):
+        """Function of the channels and the noise level of an image that returns a model and its facts."""
+        return _learned if self.learn else functools.partial(_network, self.given, self.path, choose(self.device)[0])
+
+
+def denoise_pictures(paths, output, *, sigma, model, learn, report, device, force, quiet, as_json, dask=None):
     """Denoise pictures and say what was done.
 
     Parameters
@@ -53,6 +70,8 @@ def denoise_pictures(paths, output, *, sigma, model, learn, report, device, forc
         ``cpu``, ``cuda`` or ``auto``: where the layers of a network run.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
+    dask : str, optional
+        Whose workers read, denoise and write the pictures, see `workers.of`.
 
     Raises
     ------
@@ -73,9 +92,9 @@ def denoise_pictures(paths, output, *, sigma, model, learn, report, device, forc
     given = None if model is None else restore.as_model(model)
     if not learn:
         screen.name_device(device, quiet=quiet)
-    model_of = _learned if learn else functools.partial(_network, given, model, choose(device)[0])
     started = time.monotonic()
-    facts, failed = _all(jobs, level, model_of, quiet)
+    task = Task(level, learn, given, model, device)
+    facts, failed = _all(jobs, task, quiet, dask)
     if failed and len(jobs) == 1:
         raise failed[0]
     if as_json:
@@ -159,20 +178,54 @@ def _check_distinct(outputs):
         seen.add(path)
 
 
-def _all(jobs, level, model_of, quiet):
+def _all(jobs, task, quiet, dask):
     """Return the facts of every picture that could be denoised, and the errors of the others."""
     facts, failed = [], []
-    with screen.notes(quiet=quiet), screen.compile_notice(quiet=quiet), _progress(len(jobs), quiet) as show:
-        for number, job in enumerate(jobs):
-            show(number, job.source.name)
-            try:
-                facts.append(_one(job, level, model_of, functools.partial(show, number, job.source.name)))
-            except EmdlError as error:
-                failed.append(error)
-                continue
-            if not quiet:
-                _say_doubts(facts[-1])
+    with (
+        workers.of(dask, quiet=quiet) as client,
+        screen.notes(quiet=quiet),
+        screen.compile_notice(quiet=quiet),
+        _progress(len(jobs), quiet) as show,
+    ):
+        for found in _here(jobs, task, show) if client is None else _there(jobs, task, show, client):
+            (failed if isinstance(found, EmdlError) else facts).append(found)
+            if not quiet and not isinstance(found, EmdlError):
+                _say_doubts(found)
     return facts, failed
+
+
+def _here(jobs, task, show):
+    """Give the facts or the error of each picture, denoised by this process."""
+    model_of = task.model_of
+    for number, job in enumerate(jobs):
+        show(number, job.source.name)
+        try:
+            yield _one(job, task.level, model_of, functools.partial(show, number, job.source.name))
+        except EmdlError as error:
+            yield error
+
+
+def _there(jobs, task, show, client):
+    """Give the facts or the error of each picture, denoised by a worker."""
+    from emdl import cluster
+
+    far = [Job(*(None if p is None else p.absolute() for p in (j.source, j.output, j.report))) for j in jobs]
+    found = cluster.spread(client, _far, task, far, name="the model")
+    for number, job in enumerate(jobs):
+        show(number, job.source.name)
+        fact = next(found)
+        names = {"input": str(job.source), "output": str(job.output), "report": job.report and str(job.report)}
+        yield fact if isinstance(fact, EmdlError) else fact | names
+
+
+def _far(task, job):
+    """Return the facts or the error of a picture."""
+    if not job.source.exists():
+        return FileFormatError(f"{job.source} is not there on {socket.gethostname()}; put it where all workers see it")
+    try:
+        return _one(job, task.level, task.model_of, None)
+    except EmdlError as error:
+        return error
 
 
 def _one(job, level, model_of, show):

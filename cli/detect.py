@@ -5,7 +5,7 @@ from emdl.errors import InputError
 from . import files, report, screen, search, source
 
 
-def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume, force, quiet, as_json):
+def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume, force, quiet, as_json, dask=None):
     """Find the spikes of a recording and write them to a table or to standard output.
 
     Parameters
@@ -24,6 +24,8 @@ def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume,
         Go on from the checkpoint of a run that was interrupted.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
+    dask : str, optional
+        Whose workers search, see `workers.of`.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume,
             raise InputError("--json and the table would both go to standard output; name the table with -o")
         if resume:
             raise InputError("--resume goes on writing a table; name it with -o")
-        _to_stdout(what, model_path, device, quiet)
+        _to_stdout(what, model_path, device, quiet, dask)
         return
     from emdl import storage
     from emdl.spikes import sorting
@@ -55,7 +57,7 @@ def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume,
         with screen.compile_notice(quiet=quiet):
             spikes = search.find(
                 recording, model, checkpoint, device=device, checkpoint_every=checkpoint_every, resume=resume,
-                quiet=quiet, partial=output,
+                quiet=quiet, partial=output, dask=dask,
             )  # fmt: skip
             rows = sorting.assess(recording, model, spikes)
         files.save_sorting(output, sorting.Sorting(recording, model, spikes, rows))
@@ -82,13 +84,15 @@ def _open(what, model_path, quiet):
     return source.read(what, model, quiet=quiet), model
 
 
-def _to_stdout(what, model_path, device, quiet):
+def _to_stdout(what, model_path, device, quiet, dask):
     from emdl.spikes import tables
 
     screen.name_device(device, quiet=quiet)
     with screen.notes(quiet=quiet):
         recording, model = _open(what, model_path, quiet)
         with screen.compile_notice(quiet=quiet):
-            found = search.find(recording, model, None, device=device, checkpoint_every=0, resume=False, quiet=quiet)
+            found = search.find(
+                recording, model, None, device=device, checkpoint_every=0, resume=False, quiet=quiet, dask=dask
+            )
         source.warn_of_growth(recording)
     screen.put(tables.to_csv(found).rstrip("\n"))

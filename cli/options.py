@@ -144,6 +144,15 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the saved sta
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite outputs that exist.", rich_help_panel=RUNNING)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.", rich_help_panel=RUNNING)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=RUNNING)]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        "--dask",
+        metavar="WHERE",
+        help="Compute on workers of Dask: [b]local:N[/b] on this machine, or [b]tcp://host:port[/b] of a scheduler.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Device = Annotated[
     DeviceName,
     typer.Option(

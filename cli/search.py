@@ -3,12 +3,12 @@
 import shlex
 import sys
 
-from . import files, screen, signals
+from . import files, screen, signals, workers
 
 _FLAGS = ("--resume", "--force", "-f")
 
 
-def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quiet, partial=None):
+def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quiet, partial=None, dask=None):
     """Return the spikes of a recording; when interrupted, write those found so far and say how to go on.
 
     Parameters
@@ -29,6 +29,8 @@ def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quie
         Show no progress.
     partial : Path, optional
         Where spikes found before an interrupt go.
+    dask : str, optional
+        Whose workers search, see `workers.of`.
 
     Returns
     -------
@@ -40,8 +42,12 @@ def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quie
     if checkpoint is not None:
         keep["resume"] = resume
     try:
-        with screen.searching(quiet=quiet) as show, signals.after_the_iteration(show) as progress:
-            return sorting.find(recording, model, device=device, progress=progress, **keep)
+        with (
+            workers.of(dask, quiet=quiet) as client,
+            screen.searching(quiet=quiet) as show,
+            signals.after_the_iteration(show) as progress,
+        ):
+            return sorting.find(recording, model, device=device, progress=progress, client=client, **keep)
     except (KeyboardInterrupt, signals.Stopped):
         if checkpoint is not None and checkpoint.exists():
             _save_partial(recording, model, checkpoint, partial)

@@ -12,7 +12,9 @@ from . import files, report, screen, search, signals, source
 DEFAULT = "emdl-sorted.csv"
 
 
-def sort_recording(what, outputs, page, learn, *, model_path, checkpoint_every, resume, force, quiet, as_json):
+def sort_recording(
+    what, outputs, page, learn, *, model_path, checkpoint_every, resume, force, quiet, as_json, dask=None
+):
     """Sort a recording and write spikes, model, table of units and report.
 
     Parameters
@@ -34,6 +36,8 @@ def sort_recording(what, outputs, page, learn, *, model_path, checkpoint_every, 
         Go on from the checkpoints of a run that was interrupted.
     force, quiet, as_json : bool
         Replace what exists; say nothing but errors; print one JSON object.
+    dask : str, optional
+        Whose workers find the spikes, see `workers.of`.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def sort_recording(what, outputs, page, learn, *, model_path, checkpoint_every, 
         check()
         recording = source.read(what, quiet=quiet)
         with screen.compile_notice(quiet=quiet):
-            result = _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet)
+            result = _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, dask)
             _write(names, result, learn, model_path, quiet)
         for path in kept.values():
             path.unlink(missing_ok=True)
@@ -115,7 +119,7 @@ def _refuse_suffixes(names):
         raise InputError(f"{twice} would be written twice; choose different names")
 
 
-def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet):
+def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, dask):
     """Return the `Sorting`; what was saved before an interrupt is gone on from."""
     from emdl import spikes
     from emdl.spikes import sorting
@@ -139,7 +143,7 @@ def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, q
         raise
     found = search.find(
         recording, model, kept["search"], device=learn["device"], checkpoint_every=checkpoint_every, resume=resume,
-        quiet=quiet, partial=names["spikes"],
+        quiet=quiet, partial=names["spikes"], dask=dask,
     )  # fmt: skip
     return sorting.Sorting(recording, model, found, sorting.assess(recording, model, found))
 

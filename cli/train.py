@@ -7,12 +7,12 @@ import time
 
 from emdl.errors import InputError
 
-from . import files, report, screen, signals, source
+from . import files, report, screen, signals, source, workers
 
 MODEL_SUFFIXES = (".h5", ".hdf5")
 
 
-def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, quiet, as_json):
+def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, quiet, as_json, dask=None):
     """Learn the units of a recording and write the model, the spikes and the picture.
 
     Parameters
@@ -35,6 +35,8 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
         Say nothing but errors.
     as_json : bool
         Print one JSON object instead of the report.
+    dask : str, optional
+        Whose workers find the spikes, see `workers.of`.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
         check()  # another run may have written them since
         recording = source.read(what, quiet=quiet)
         with screen.compile_notice(quiet=quiet):
-            model, spikes = _learn(recording, learn | kept, quiet)
+            model, spikes = _learn(recording, learn | kept, quiet, dask)
             _write(outputs, recording, model, spikes)
         checkpoint.unlink(missing_ok=True)
     facts = report.of_training(recording, model, spikes, outputs, time.monotonic() - started, learn["rng"])
@@ -74,7 +76,7 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
         screen.put_renderables(*report.as_text(facts, (detect, shlex.join(["emdl", "info", str(output)]))))
 
 
-def _learn(recording, learn, quiet):
+def _learn(recording, learn, quiet, dask):
     from emdl import spikes
     from emdl.spikes import sorting
 
@@ -85,7 +87,8 @@ def _learn(recording, learn, quiet):
                 recording.without_gaps(), recording.fs, callback=callback, positions=recording.positions, **given
             )
         source.warn_of_units(model, quiet=quiet)
-        return model, sorting.find(recording, model, device=learn["device"])
+        with workers.of(dask, quiet=quiet) as client:
+            return model, sorting.find(recording, model, device=learn["device"], client=client)
     except (KeyboardInterrupt, signals.Stopped):
         _say_how_to_go_on(learn["checkpoint"])
         raise

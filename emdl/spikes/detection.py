@@ -91,6 +91,7 @@ def detect(
     checkpoint=None,
     checkpoint_every=kept.EVERY,
     resume=False,
+    client=None,
 ):
     """Return the spikes of a recording.
 
@@ -119,6 +120,9 @@ def detect(
         Seconds between two writes of it.
     resume : bool
         Go on from the checkpoint, if it exists.
+    client : distributed.Client, optional
+        Cluster of Dask whose workers search the recording, to the same bits; they must be able to open it, see
+        docs/scale.md.
 
     Returns
     -------
@@ -131,15 +135,21 @@ def detect(
         the checkpoint belongs to another recording or model, or exists and is not to be resumed.
     DeviceError
         If ``cuda`` was asked for and is not there.
+    ClusterError
+        If the cluster cannot be used, or is lost; what was found is in the checkpoint.
     """
-    xp = choose(device)[0]
+    if client is None:
+        choose(device)
     data, block = _plan(data, model, block_s)
     asked = {"data": data, "waveforms": model.waveforms, "D": model.model.D, "taps": model.whitening.taps}
     asked |= {"mixing": model.whitening.mixing, "rate": model.rate, "amplitude": model.amplitude}
     with kept.Checkpoint(checkpoint, asked, kind=streaming.KIND, every=checkpoint_every, resume=resume) as keeper:
         if model.n_units == 0:
             return _spikes(_NOTHING, model)
-        return _spikes(streaming.search(data, model, block=block, keeper=keeper, xp=xp, progress=progress), model)
+        return _spikes(
+            streaming.search(data, model, block=block, keeper=keeper, device=device, progress=progress, client=client),
+            model,
+        )
 
 
 def partial(checkpoint, model):

@@ -116,7 +116,7 @@ def check_suffix(path):
         nwb.find_pynwb()
 
 
-def sort(recording, fs=None, *, model=None, device="cpu", name="recording", **learn):
+def sort(recording, fs=None, *, model=None, device="cpu", name="recording", client=None, **learn):
     """Sort a recording: learn its units, find their spikes, and say what each unit is worth.
 
     Parameters
@@ -131,6 +131,8 @@ def sort(recording, fs=None, *, model=None, device="cpu", name="recording", **le
         As in `emdl.spikes.fit`.
     name : str
         What to call an array.
+    client : distributed.Client, optional
+        As in `emdl.spikes.detect`.
     **learn
         More arguments of `emdl.spikes.fit`: `n_units`, `band`, `window_ms`, `max_iter`, `rng`, `callback`.
 
@@ -158,16 +160,16 @@ def sort(recording, fs=None, *, model=None, device="cpu", name="recording", **le
         if fs is not None:
             raise InputError("a recording of SpikeInterface knows its sampling rate; leave out fs")
         return sort_recording(
-            recordings.from_object(recording), model=model, device=device, **learn
+            recordings.from_object(recording), model=model, device=device, client=client, **learn
         ).to_spikeinterface()
     if not isinstance(recording, recordings.Recording):
         if fs is None:
             raise InputError("fs, the sampling rate in Hz, is missing; an array does not know it")
         recording = recordings.from_array(recording, fs, name=name)
-    return sort_recording(recording, model=model, device=device, **learn)
+    return sort_recording(recording, model=model, device=device, client=client, **learn)
 
 
-def sort_recording(recording, *, model=None, device="cpu", **learn):
+def sort_recording(recording, *, model=None, device="cpu", client=None, **learn):
     """Return the `Sorting` of a `Recording`; the arguments are those of `sort`."""
     if model is None:
         model = fit(
@@ -175,7 +177,7 @@ def sort_recording(recording, *, model=None, device="cpu", **learn):
         )
     elif learn:
         raise InputError(f"{', '.join(learn)} say how to learn, but a model was given; leave out one of them")
-    spikes = find(recording, model, device=device)
+    spikes = find(recording, model, device=device, client=client)
     return Sorting(recording, model, spikes, assess(recording, model, spikes))
 
 

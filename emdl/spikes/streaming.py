@@ -5,6 +5,7 @@ on both sides, from samples that depend on the grid alone, and neighbouring piec
 their border. So the spikes have the same bits however the recording is read, and wherever a search was interrupted.
 """
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl import checkpoint as kept
+from emdl import cluster
 from emdl.backend import parallel_map
+from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
 from emdl.spikes import decision, whitening
 from emdl.spikes.recordings import check_values
 
 _SMALL = 1 << 24  # values up to which a recording is checked as a whole before the search
 _LOOKS, _LOOK = 16, 1 << 12  # places, and samples in each, that tell whether a channel of a larger one is dead
+_FAR, _PER_THREAD = 4, 4  # blocks in a task of a worker, unless that makes less than so many tasks for each thread
 _LOG = logging.getLogger(__name__)
 KIND = "spikes.detect"  # of a checkpoint
 
@@ -62,7 +66,7 @@ _NAMES = ("time", "unit", "amplitude")
 _NOTHING: tuple[np.ndarray, ...] = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
-def search(data, model, *, block, keeper, xp=np, progress=None):
+def search(data, model, *, block, keeper, device="cpu", progress=None, client=None):
     """Return the spikes of a recording that fits a model, those of the background left out.
 
     Parameters
@@ -75,10 +79,12 @@ def search(data, model, *, block, keeper, xp=np, progress=None):
         Samples that are read at once, about.
     keeper : emdl.checkpoint.Checkpoint
         Entered; knows where to go on, and keeps how far the search came.
-    xp : module
-        As in `emdl.spikes.decision.decide`.
+    device : str
+        As in `emdl.device.choose`.
     progress : callable, optional
         Called with a `Searched` after each block; a true return value ends the search.
+    client : distributed.Client, optional
+        Cluster of Dask whose workers read the recording and search it.
 
     Returns
     -------
@@ -95,19 +101,19 @@ def search(data, model, *, block, keeper, xp=np, progress=None):
     """
     s, N, began = model.waveforms.shape[2], data.shape[1], time.monotonic()
     long = decision.piece_length(s)
-    ready, starts = decision.prepare(model.units), range(0, max(N - s + 1, 1), long)
+    starts = range(0, max(N - s + 1, 1), long)
     course = _restored(keeper, starts, N)
-    begun, at_once, kept_at = course.done, max(1, block // long), began
+    begun, kept_at = course.done, began
     try:
-        while course.done < len(starts):
-            chosen = starts[course.done : course.done + at_once]
-            for events, start in zip(_pieces(data, model, ready, chosen, long, xp), chosen, strict=True):
-                _take(course, events, start + long, model, N)
-            if time.monotonic() - kept_at > keeper.every:
-                keeper.offer(course.state(), now=True)
-                kept_at = time.monotonic()
-            if progress is not None and progress(_searched(course, begun, starts, N, model.fs, began)):
-                break
+        with contextlib.closing(_found(data, model, starts[begun:], max(1, block // long), device, client)) as found:
+            for chosen, pieces in found:
+                for events, start in zip(pieces, chosen, strict=True):
+                    _take(course, events, start + long, model, N)
+                if time.monotonic() - kept_at > keeper.every:
+                    keeper.offer(course.state(), now=True)
+                    kept_at = time.monotonic()
+                if progress is not None and progress(_searched(course, begun, starts, N, model.fs, began)):
+                    break
     finally:  # an interrupt too; the course changes in whole pieces
         if course.done > begun:
             keeper.offer(course.state(), now=True)
@@ -159,9 +165,32 @@ def _take(course, events, end, model, n_samples):
     course.first, course.done = last, course.done + 1
 
 
-def _pieces(data, model, ready, starts, long, xp):
+def _found(data, model, starts, at_once, device, client):
+    """Give (starts, spikes of each) for neighbouring pieces that are read at once, in their order."""
+    if client is not None:
+        threads = sum(client.nthreads().values())
+        at_once = max(1, min(_FAR * at_once, len(starts) // (_PER_THREAD * max(1, threads))))
+    blocks = [starts[i : i + at_once] for i in range(0, len(starts), at_once)]
+    if client is None:
+        ready, xp = decision.prepare(model.units), choose(device)[0]
+        yield from ((chosen, _pieces(data, model, ready, chosen, xp)) for chosen in blocks)
+        return
+    with contextlib.closing(
+        cluster.spread(client, _far, (data, model, device), blocks, name="the recording")
+    ) as pieces:
+        yield from zip(blocks, pieces, strict=True)
+
+
+def _far(shared, starts):
+    """Return the spikes of neighbouring pieces, computed by a worker."""
+    data, model, device = shared
+    return _pieces(data, model, decision.prepare(model.units), starts, choose(device)[0])
+
+
+def _pieces(data, model, ready, starts, xp):
     """Return the spikes of neighbouring pieces, which are read at once."""
     N, s, white = data.shape[1], model.waveforms.shape[2], model.whitening
+    long = decision.piece_length(s)
     spare = decision.MARGIN * s
     low = max(0, starts[0] - spare - white.margin)
     x = np.asarray(data[:, low : min(N, starts[-1] + long + spare + white.margin)])
@@ -171,7 +200,7 @@ def _pieces(data, model, ready, starts, long, xp):
         a, b = max(0, start - spare), min(N, start + long + spare)
         return decision.piece(whitening.whiten(x, white, a - low, b - low), ready, model.duration_unit, a, xp)
 
-    return (parallel_map if xp is np else map)(decided, starts)
+    return list((parallel_map if xp is np else map)(decided, starts))
 
 
 def _check_finite(x, start):
