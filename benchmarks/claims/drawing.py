@@ -35,6 +35,15 @@ def legend_below(axis, columns=2, **options):
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=columns, columnspacing=1.0, **options)
 
 
+def plain_log(axis):
+    """Label a logarithmic axis 0.01, 0.02, 0.05, 0.1 instead of by powers of ten: for a span of few decades."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def padded(values, length):
     """Return a curve of `length` points: a fit that converged stays where it was."""
     return list(values[:length]) + [values[-1]] * max(0, length - len(values))

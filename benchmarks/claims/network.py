@@ -139,6 +139,8 @@ def draw(rows, folder):
                 values = [[r["snr"][str(t)] for t in TESTED] for r in depth[bias, T]]
                 drawing.band(axis, TESTED, values, number, f"trained with {T}")
         axis.set(xscale="log", xlabel="layers when tested", title=f"bias by {bias}")
+        axis.set_xticks(TESTED, TESTED)
+        axis.minorticks_off()
         drawing.legend_below(axis)
     axes[0].set_ylabel("recovered signal (dB)")
     drawing.save(figure, folder, "network")

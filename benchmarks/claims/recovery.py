@@ -147,7 +147,10 @@ def _draw_ways(ways, folder):
     axes[1].set(yscale="log", xlabel="SNR (dB)", title="after training, lambda 2 x universal")
     axes[2].set(yscale="log", xscale="log", xlabel="layers T", title=f"after training, {snr} dB")
     for axis in axes:
+        drawing.plain_log(axis.yaxis)
         drawing.legend_below(axis, 1)
+    axes[2].set_xticks(DEPTHS, DEPTHS)
+    axes[2].minorticks_off()
     drawing.save(figure, folder, "recovery")
 
 
@@ -160,5 +163,7 @@ def _draw_drift(rows, folder):
         drawing.band(axes[1], epochs, _curves(results, "inside", len(epochs)), number, label, mark=False)
     axes[0].set(yscale="log", xlabel="epoch", ylabel="error of the worst atom")
     axes[1].set(xlabel="epoch", ylabel="share of an atom's energy\ninside its window")
-    drawing.legend_below(axes[0])
+    drawing.plain_log(axes[0].yaxis)
+    for axis in axes:
+        drawing.legend_below(axis)
     drawing.save(figure, folder, "recovery-drift")

@@ -169,10 +169,14 @@ def draw(rows, folder):
             axis.plot(
                 range(len(problems)), values, drawing.MARKS[number % 7], color=colours[rule], label=rule, alpha=0.85
             )
-        axis.set_xticks(range(len(problems)), [f"{100 * d:g} %\n{s}" for d, s in problems], fontsize=6)
-        axis.set(xlabel="density, SNR (dB)", ylabel=label)
+        middle = {
+            d: sorted(s for e, s in problems if e == d)[len(SNRS) // 2 if len(problems) > 1 else 0] for d, _ in problems
+        }
+        names = [f"{s}\n{100 * d:g} %" if middle[d] == s else f"{s}" for d, s in problems]
+        axis.set_xticks(range(len(problems)), names)
+        axis.set(xlabel="SNR (dB) and density", ylabel=label)
     axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], -12))
-    drawing.legend_below(axes[0], 2, fontsize=6)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
     prior = groups([row for row in rows if row[0]["part"] == "prior"], "density", "rule")
     for number, d in enumerate(dict.fromkeys(d for d, _ in prior)):
         weights = [w for w in WEIGHTS if (d, f"paper {w:g}") in prior]

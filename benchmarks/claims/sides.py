@@ -69,5 +69,6 @@ def draw(rows, folder):
         axis.set_xticks(range(len(problems)), [f"{codes}\n{snr} dB" for codes, snr in problems])
         axis.set(xlabel="codes of the data, SNR", ylabel=label)
     axes[0].set_yscale("log")
+    drawing.plain_log(axes[0].yaxis)
     axes[0].legend()
     drawing.save(figure, folder, "sides")
