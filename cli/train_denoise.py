@@ -1,6 +1,7 @@
 """``emdl train --task denoise``: learn a denoising network from photographs, and show how it forms."""
 
 import shlex
+import sys
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from emdl.backend import check_number
 from emdl.errors import InputError
 
-from . import files, screen
+from . import files, screen, search, signals
 
 MODEL_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_OUTPUT = "emdl-denoise.h5"
@@ -74,16 +75,24 @@ def train_denoiser(folder, output, *, minutes, learn, plot, checkpoint_every, re
                 f"a report, the atoms and a checkpoint every {checkpoint_every:g} s"
             )
         story = _Story(outputs.get("png"), quiet)
-        network = training.train(
-            photographs,
-            validation=held_out,
-            checkpoint=checkpoint,
-            resume=resume,
-            every=checkpoint_every,
-            callback=story,
-            seconds=60 * check_number(minutes, "--minutes", 0, strict=True),
-            **{name: value for name, value in learn.items() if value is not None and name != "grey"},
-        )
+        options = {name: value for name, value in learn.items() if value is not None and name != "grey"}
+        try:
+            with signals.after_the_iteration(None) as pause:
+                network = training.train(
+                    photographs,
+                    validation=held_out,
+                    checkpoint=checkpoint,
+                    resume=resume,
+                    every=checkpoint_every,
+                    callback=story,
+                    pause=lambda: pause(None),
+                    seconds=60 * check_number(minutes, "--minutes", 0, strict=True),
+                    **options,
+                )
+        except (KeyboardInterrupt, signals.Stopped):
+            if checkpoint.exists():
+                screen.say(f"saved in {checkpoint}; go on with: {search.again(sys.argv)}")
+            raise
         network.save(output)
         checkpoint.unlink(missing_ok=True)
     facts = {

@@ -1,12 +1,16 @@
 """Training of the denoising network: gradients, progress, checkpoints, photographs."""
 
+import errno
+import logging
+
 import h5py
 import layered
 import numpy as np
 import pytest
 from PIL import Image
 
-from emdl.errors import FileFormatError, InputError
+from emdl.errors import EmdlError, FileFormatError, InputError
+from emdl.images import training
 from emdl.images.network import Network
 from emdl.images.photographs import Crops, read_photographs
 from emdl.images.training import Parameters, loss_gradient, risk_gradient, start_network, train, validate
@@ -212,3 +216,116 @@ def test_crops_prefer_what_has_contrast(rng):
     flat[:, :, 100:] = rng.integers(0, 255, (100, 100))
     picked = [np.mean([Crops([flat], 20, tries=tries).draw(rng).std() > 50 for _ in range(60)]) for tries in (1, 3)]
     assert picked[1] > picked[0]
+
+
+# Checkpoints
+
+SMALL = {"n_atoms": 32, "n_layers": 2, "batch": 2, "crop": 42, "rng": 3}
+
+
+def same_network(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("analysis", "synthesis", "tau"))
+
+
+def stop_at(step):
+    """Return what interrupts a training after so many steps of this run."""
+    left = [step]
+
+    def pause():
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    return pause
+
+
+def test_an_interrupt_writes_the_checkpoint_wherever_it_comes(photographs, tmp_path):
+    whole = train(photographs, **SMALL, steps=6)
+    for stop in (1, 2, 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(photographs, **SMALL, steps=6, checkpoint=tmp_path / "c.h5", pause=stop_at(stop))
+    seen = []
+    again = train(photographs, **SMALL, steps=6, checkpoint=tmp_path / "c.h5", pause=lambda: seen.append(1))
+    assert len(seen) == 2
+    assert same_network(again, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.h5"]
+
+
+def test_a_step_that_is_cut_short_is_not_kept(photographs, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(photographs, **SMALL, steps=6, checkpoint=tmp_path / "c.h5", pause=stop_at(2))
+    before = (tmp_path / "c.h5").read_bytes()
+
+    def half(self, vector, gradient, rate):
+        self.step += 1
+        vector += 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Adam, "update", half)
+    with pytest.raises(KeyboardInterrupt):
+        train(photographs, **SMALL, steps=6, checkpoint=tmp_path / "c.h5")
+    assert (tmp_path / "c.h5").read_bytes() == before
+
+
+def test_a_disk_that_is_full_does_not_end_the_training(photographs, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = train(photographs, **SMALL, steps=3)
+    monkeypatch.setattr("emdl.storage.os.fsync", full)
+    with caplog.at_level(logging.WARNING, "emdl"):
+        assert same_network(train(photographs, **SMALL, steps=3, checkpoint=tmp_path / "c.h5", every=0.0), whole)
+    assert "the checkpoint was not written, the training goes on without" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change", [{"rng": 4}, {"batch": 3}, {"sigma": (5, 50)}, {"tied": "all"}, {"crop": 44}, {"photographs": 2}]
+)
+def test_a_checkpoint_of_another_training_is_refused_by_what_differs(change, photographs, tmp_path):
+    train(photographs, **SMALL, steps=1, checkpoint=tmp_path / "c.h5")
+    given = SMALL | {name: value for name, value in change.items() if name != "photographs"}
+    pictures = photographs[: change.get("photographs", 3)]
+    with pytest.raises(InputError, match=f"belongs to another training: {next(iter(change))} was"):
+        train(pictures, **given, steps=2, checkpoint=tmp_path / "c.h5")
+    train(photographs, **SMALL, steps=2, rate=1e-4, checkpoint=tmp_path / "c.h5")  # these may change
+
+
+def test_a_checkpoint_that_does_not_say_what_was_asked_is_gone_on_from(photographs, tmp_path):
+    train(photographs, **SMALL, steps=1, checkpoint=tmp_path / "c.h5")
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        del file["training"].attrs["asked"]
+    whole = train(photographs, **SMALL, steps=1)
+    assert same_network(train(photographs, **SMALL, steps=1, checkpoint=tmp_path / "c.h5"), whole)
+
+
+@pytest.mark.parametrize("name", ["mean", "square", "step", "usual", "seconds"])
+def test_a_checkpoint_with_numbers_that_are_none_is_refused(name, photographs, tmp_path):
+    train(photographs, **SMALL, steps=1, checkpoint=tmp_path / "c.h5")
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        held = file["training"]
+        if name in held:
+            held[name][3] = np.nan
+        else:
+            held.attrs[name] = -1
+    with pytest.raises(FileFormatError, match="damaged"):
+        train(photographs, **SMALL, steps=2, checkpoint=tmp_path / "c.h5")
+
+
+def test_two_trainings_cannot_have_one_checkpoint(photographs, tmp_path):
+    def second():
+        with pytest.raises(InputError, match="another run"):
+            train(photographs, **SMALL, steps=1, checkpoint=tmp_path / "c.h5")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(photographs, **SMALL, steps=2, checkpoint=tmp_path / "c.h5", pause=second)
+
+
+def test_a_training_without_finite_gradients_ends_with_a_sentence(photographs, monkeypatch):
+    monkeypatch.setattr(training, "_LOST", 3)
+    monkeypatch.setattr(
+        training, "_batch", lambda state, *_: (np.nan, 0.0, np.full_like(state.parameters.vector, np.inf))
+    )
+    with pytest.raises(EmdlError, match=r"diverged: no gradient was finite in the last 3 of 3 steps"):
+        train(photographs, **SMALL, steps=1000)

@@ -25,6 +25,9 @@ References
 """
 
 import contextlib
+import hashlib
+import json
+import logging
 import math
 import pathlib
 import time
@@ -33,11 +36,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl.backend import check_count, check_number, parallel_map
-from emdl.errors import FileFormatError, InputError
+from emdl.checkpoint import fingerprint
+from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.images.network import ATOM, BLOCK, Network, frame, read_network, workspace, write_network
 from emdl.images.photographs import Crops
 from emdl.ops import lipschitz
-from emdl.storage import new_file, old_file, read_array
+from emdl.storage import lock, new_file, old_file, read_array, remove_parts
 
 MARGIN = 7  # pixels at the rim of a crop that do not count: few atoms cover them
 _POWER = 1.1  # by which the squared error of a good denoiser grows with the noise level
@@ -47,6 +51,8 @@ _BETAS = (0.9, 0.99)
 _CLIP = 4.0  # a gradient longer than this many times the usual is cut
 _TIES = ("no", "layers", "all")
 _STEP = 0.1  # of the slope in the estimate of the error, in units of the noise level
+_LOG = logging.getLogger(__name__)
+_LOST = 50  # steps in a row without a finite gradient, after which there is no hope
 _FIRST = 1.5  # thresholds at the start, in standard deviations of the noise in a code
 
 
@@ -328,17 +334,20 @@ class Adam:
         self.square = np.zeros(size, np.float32)
         self.step = 0
         self.usual = 0.0  # length of a gradient
+        self.lost = 0  # steps since the last finite gradient
 
     def update(self, vector, gradient, rate):
-        """Move `vector` by one step of length `rate`."""
+        """Move `vector` by one step of length `rate`; without a finite gradient it stays, and the step counts."""
         length = float(np.linalg.norm(gradient))
+        self.step += 1
         if not math.isfinite(length):
+            self.lost += 1
             return
-        if self.step and length > _CLIP * self.usual:
+        self.lost = 0
+        if self.usual and length > _CLIP * self.usual:
             gradient = gradient * np.float32(_CLIP * self.usual / length)
             length = _CLIP * self.usual
-        self.step += 1
-        self.usual = length if self.step == 1 else 0.99 * self.usual + 0.01 * length
+        self.usual = 0.99 * self.usual + 0.01 * length if self.usual else length
         first, second = _BETAS
         self.mean *= np.float32(first)
         self.mean += np.float32(1 - first) * gradient
@@ -368,6 +377,7 @@ def train(
     resume=True,
     callback=None,
     every=300.0,
+    pause=None,
     rng=0,
 ):
     """Return a network that was trained to remove noise from photographs.
@@ -400,13 +410,16 @@ def train(
     validation : list of array (C, H, W), optional
         Images that are not trained on; see `Progress.psnr`.
     checkpoint : path, optional
-        Where the state is written at each report.
+        Where the state is written, whole or not at all, at each report and when the training is interrupted. No other
+        process can have it in the meantime.
     resume : bool
-        Continue from the checkpoint where there is one.
+        Continue from the checkpoint where there is one; only length and learning rate may have changed since.
     callback : callable, optional
         Called with a `Progress` at each report and at the end.
     every : float
         Seconds between reports.
+    pause : callable, optional
+        Called without arguments after each step; what it raises ends the training with the checkpoint written.
     rng : int
         Seed.
 
@@ -417,9 +430,11 @@ def train(
     Raises
     ------
     InputError
-        If a size does not fit.
+        If a size does not fit, or the checkpoint belongs to another training.
     FileFormatError
         If the checkpoint is damaged or belongs to a network of another size.
+    EmdlError
+        If no gradient is finite any more.
     """
     low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
     low, high = check_number(low, "sigma", 0, strict=True), check_number(high, "sigma", low)
@@ -440,29 +455,51 @@ def train(
     if network is None:
         network = start_network(n_atoms, n_layers, n_channels, stride=stride, rng=seed)
     state = _State(Parameters.of(network), network.stride, 0.0)
-    if checkpoint is not None and resume and pathlib.Path(checkpoint).is_file():
-        state.read(checkpoint)
-    begun, reported, last = time.monotonic() - state.seconds, time.monotonic(), state.adam.step
-    losses, shares = [], []
-    done = _done(state, seconds, steps)
-    while done < 1:
-        loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step), noisy)
-        _tie(Parameters(state.parameters.shape, gradient), tied)
-        state.apply(gradient, rate * _schedule(done))
-        losses.append(loss)
-        shares.append(share)
-        state.seconds = time.monotonic() - begun
+    asked = {"sigma": [low, high], "noisy": bool(noisy), "batch": batch, "crop": crop, "tied": tied, "rng": seed}
+    with _kept(state, checkpoint, resume, asked, photographs):
+        begun, reported, last = time.monotonic() - state.seconds, time.monotonic(), state.adam.step
+        losses, shares = [], []
         done = _done(state, seconds, steps)
-        if time.monotonic() - reported > every or done >= 1:
-            now = state.parameters.network(network.stride)
-            psnr = validate(now, validation) if validation else {}
-            if checkpoint is not None:
-                state.write(checkpoint)
-            if callback is not None and state.adam.step > last:
-                means = float(np.mean(losses)), float(np.mean(shares))
-                callback(Progress(state.adam.step, state.seconds, min(done, 1.0), *means, psnr, now))
-            reported, last, losses, shares = time.monotonic(), state.adam.step, [], []
+        while done < 1:
+            loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step), noisy)
+            _tie(Parameters(state.parameters.shape, gradient), tied)
+            state.apply(gradient, rate * _schedule(done))
+            losses.append(loss)
+            shares.append(share)
+            state.seconds = time.monotonic() - begun
+            done = _done(state, seconds, steps)
+            if time.monotonic() - reported > every or done >= 1:
+                now = state.parameters.network(network.stride)
+                psnr = validate(now, validation) if validation else {}
+                state.write()
+                if callback is not None and state.adam.step > last:
+                    means = float(np.mean(losses)), float(np.mean(shares))
+                    callback(Progress(state.adam.step, state.seconds, min(done, 1.0), *means, psnr, now))
+                reported, last, losses, shares = time.monotonic(), state.adam.step, [], []
+            if pause is not None:
+                pause()
     return state.parameters.network(network.stride, {"steps": state.adam.step, "seconds": state.seconds})
+
+
+@contextlib.contextmanager
+def _kept(state, checkpoint, resume, asked, photographs):
+    """Keep a state in a checkpoint: lock it, go on from it, and write it once more when it is left by an exception."""
+    if checkpoint is None:
+        yield
+        return
+    hashed = hashlib.blake2b(digest_size=16)
+    for photograph in photographs:
+        hashed.update(fingerprint(np.asarray(photograph)).encode())
+    state.path, state.asked = pathlib.Path(checkpoint), asked | {"photographs": hashed.hexdigest()}
+    with lock(checkpoint):
+        remove_parts(checkpoint)
+        if resume and state.path.is_file():
+            state.read()
+        try:
+            yield
+        except BaseException:
+            state.write()
+            raise
 
 
 def _tie(gradient, tied):
@@ -522,22 +559,43 @@ class _State:
     def __init__(self, parameters, stride, seconds):
         self.parameters, self.stride, self.seconds = parameters, stride, seconds
         self.adam = Adam(parameters.vector.size)
+        self.path, self.asked = None, {}
+        self._written, self._whole = 0, True
 
     def apply(self, gradient, rate):
+        self._whole = False  # a state that an interrupt leaves in the middle of a step must not be kept
         self.adam.update(self.parameters.vector, gradient, rate)
         np.maximum(self.parameters.tau, 0, out=self.parameters.tau)
+        self._whole = True
+        if self.adam.lost >= _LOST:
+            raise EmdlError(
+                f"the training has diverged: no gradient was finite in the last {_LOST} of {self.adam.step} steps; "
+                "start anew with a smaller rate"
+            )
 
-    def write(self, path):
-        with new_file(path) as file:
-            write_network(file, self.parameters.network(self.stride))
-            held = file.create_group("training")
-            held.create_dataset("mean", data=self.adam.mean)
-            held.create_dataset("square", data=self.adam.square)
-            held.attrs["step"], held.attrs["usual"] = self.adam.step, self.adam.usual
-            held.attrs["seconds"] = self.seconds
+    def write(self):
+        """Write the checkpoint, if there is to be one and the state is whole and another than the last one.
 
-    def read(self, path):
-        with old_file(path) as file:
+        A failure, as of a full disk, does not end the training: it is logged, the file before stays, and the next
+        write tries again.
+        """
+        if self.path is None or not self._whole or self.adam.step == self._written:
+            return
+        try:
+            with new_file(self.path) as file:
+                write_network(file, self.parameters.network(self.stride))
+                held = file.create_group("training")
+                held.create_dataset("mean", data=self.adam.mean)
+                held.create_dataset("square", data=self.adam.square)
+                held.attrs["step"], held.attrs["usual"] = self.adam.step, self.adam.usual
+                held.attrs["seconds"], held.attrs["asked"] = self.seconds, json.dumps(self.asked)
+        except EmdlError as error:
+            _LOG.warning("the checkpoint was not written, the training goes on without: %s", error)
+        else:
+            self._written = self.adam.step
+
+    def read(self):
+        with old_file(self.path, "checkpoint") as file:
             parameters = Parameters.of(read_network(file))
             if parameters.shape != self.parameters.shape:
                 raise FileFormatError(
@@ -545,10 +603,21 @@ class _State:
                     f"{self.parameters.shape}; give another file or the same sizes"
                 )
             held = file["training"]
-            self.parameters = parameters
+            asked = json.loads(held.attrs.get("asked", "{}"))  # those written before emdl 0.2 do not say
             self.adam.mean[:], self.adam.square[:] = read_array(held, "mean"), read_array(held, "square")
-            self.adam.step, self.adam.usual = int(held.attrs["step"]), float(held.attrs["usual"])
-            self.seconds = float(held.attrs["seconds"])
+            step, usual, seconds = (held.attrs[name] for name in ("step", "usual", "seconds"))
+        good = bool(np.isfinite(self.adam.mean).all() and np.isfinite(self.adam.square).all())
+        good = good and self.adam.square.min() >= 0 and min(step, usual, seconds) >= 0
+        if not good or not max(step, usual, seconds) < math.inf:
+            raise FileFormatError(f"{self.path}: the checkpoint is damaged: its moments or counters are no such thing")
+        for name in sorted(asked):
+            if asked[name] != self.asked.get(name):
+                raise InputError(
+                    f"{self.path} belongs to another training: {name} was {str(asked[name])[:80]}, now it is "
+                    f"{str(self.asked.get(name))[:80]}; call with the same photographs and arguments, or remove it"
+                )
+        self.parameters, self._written = parameters, int(step)
+        self.adam.step, self.adam.usual, self.seconds = int(step), float(usual), float(seconds)
 
 
 def validate(network, images, *, levels=(15, 25, 50), n_views=1):
