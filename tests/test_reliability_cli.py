@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_cli import FS, assert_refused, run
 
 from emdl import device, simulate, spikes
@@ -86,6 +87,26 @@ def test_a_signal_ends_after_the_iteration_and_what_it_says_goes_on(number, word
     assert_same_model(folder / "model.h5", whole / "model.h5")
     assert (folder / "model.csv").read_bytes() == (whole / "model.csv").read_bytes()
     assert {p.name for p in folder.iterdir()} == {"rec.npz", "model.h5", "model.csv"}
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_of_a_denoiser_after_its_step_and_what_it_says_goes_on(number, tmp_path, rng):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (90, 100), np.uint8)).save(tmp_path / name)
+    train = ["train", "--task", "denoise", ".", "-o", "net.h5", "--no-plot", "--checkpoint-every", "1"]
+    train += ["--atoms", "32", "--layers", "1", "--minutes"]
+    with started(*train, "60", cwd=tmp_path) as process:
+        wait_for(process, ", step ")
+        process.send_signal(number)
+        out, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, said
+    assert (out, "Traceback" in said) == ("", False)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png", "net.checkpoint.h5"}
+    assert re.search(r"saved in net.checkpoint.h5; go on with: emdl (.*--resume)", said)
+    done = run(*train, "0.001", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "b.png", "net.h5"}
 
 
 @POSIX
