@@ -29,6 +29,7 @@ from emdl.codes import SparseCodes
 from emdl.device import choose, to_host
 from emdl.encoder import solve
 from emdl.errors import EmdlError
+from emdl.storage import read_npz
 
 WHOLE = 1 << 22  # values up to which signals are one part
 _PART = 1 << 20  # values of a part, about
@@ -509,10 +510,12 @@ def _write_codes(folder, chain, number, codes):
 
 def _found_in(folder, chain, number, shape):
     """Return length and codes of the part of a chain that a file holds; 0 and None if there is no such file."""
+    if folder is None:
+        return 0, None
     try:
-        with np.load(_file_of(folder, number), allow_pickle=False) as held:
-            key, length = held["key"].tobytes().decode(), int(held["length"])
-            codes = SparseCodes(tuple(held["shape"].tolist()), held["start"], held["index"], held["value"])
+        held, _ = read_npz(_file_of(folder, number))
+        key, length = held["key"].tobytes().decode(), int(held["length"])
+        codes = SparseCodes(tuple(held["shape"].tolist()), held["start"], held["index"], held["value"])
         if key == chain.key and 0 < length <= chain.length and codes.shape[0] == shape[0]:
             codes.check("the file")
             return length, codes
