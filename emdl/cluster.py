@@ -36,6 +36,7 @@ _SHARE = 0.6  # of the memory of a worker that parts and codes may take
 _SMALL = 1 << 16  # bytes of what goes to every task; more goes to one worker, and from there to the others
 _FAN = 8  # results that are added in one task
 _FEW = 16  # results up to which this process adds them
+_CONNECT = 10.0  # seconds to wait for a scheduler
 _PATIENCE = 60.0  # seconds to wait for the first worker
 _TRIES = 4  # times that a part may be lost in one pass
 _KEPT = 4  # jobs that a worker remembers
@@ -88,7 +89,7 @@ def connect(where):
     if "://" not in where:
         raise InputError(f"--dask is {where}, wanted tcp://host:port of a scheduler, or local:N")
     try:
-        client = _distributed().Client(where, timeout=10)
+        client = _distributed().Client(where, timeout=_CONNECT)
     except (OSError, ValueError) as error:
         raise ClusterError(f"no scheduler answers at {where} ({error}); start one with `dask scheduler`") from error
     with client:
