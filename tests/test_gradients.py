@@ -103,15 +103,15 @@ def test_products_equal_the_kernels(case, n_layers, n_dense, monkeypatch, rng):
     assert_same_gradients(backward_full(mixed, given, n_layers=n_layers), got, 0)
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize(("every", "untied"), [(1, False), (2, False), (2, True), (3, False), (5, False)])
 @pytest.mark.parametrize("n_layers", [None, 2, 4])
 @forms
 @large
 @pytest.mark.usefixtures("many_bands")
-def test_checkpoints_change_no_bit(case, gram, n_layers, every, monkeypatch, rng):
+def test_checkpoints_change_no_bit(case, gram, n_layers, every, untied, monkeypatch, rng):
     choose_form(monkeypatch, gram)
-    y, D, _, theta, step = setting(case, rng)
-    traces = [unroll(y, D, theta, step, 7, stride=case["stride"], checkpoint=c) for c in (every, None)]
+    y, D, A, theta, step = setting(case, rng, untied=untied)
+    traces = [unroll(y, D, theta, step, 7, stride=case["stride"], analysis=A, checkpoint=c) for c in (every, None)]
     g_z = rng.standard_normal(traces[0].z.shape)
     got, want = (backward(trace, g_z, n_layers=n_layers) for trace in traces)
     assert_same_gradients(got, want, 0)
@@ -196,6 +196,49 @@ def test_truncation_holds_the_first_layers_fixed(rng):
     want = complex_step(last_layers, {"D": D}, "D", v)
     np.testing.assert_allclose(np.vdot(v, backward(trace, g_z, n_layers=2).D), want, rtol=1e-11)
     assert_same_gradients(backward(trace, g_z, n_layers=5), backward(trace, g_z), 0)
+
+
+@pytest.mark.usefixtures("many_bands")
+def test_products_in_a_network_of_one_layer_equal_the_kernels(monkeypatch, rng):
+    choose_form(monkeypatch, gram=False)
+    y, D, A, theta, step = setting(LARGE[0], rng, untied=True)
+    sparse = unroll_full(y, D, theta, step, 1, False, (1,), analysis=A, dense=False)
+    choose_products(monkeypatch, 1)
+    mixed = unroll_full(y, D, theta, step, 1, False, (1,), analysis=A)
+    assert len(mixed.codes.dense) == 1
+    g_z = rng.standard_normal(sparse.z.shape)
+    assert_same_gradients(backward_full(mixed, g_z), backward_full(sparse, g_z), 1e-11)
+
+
+def test_the_array_version_takes_a_gradient_on_the_support(rng):
+    y, D, _, theta, step = setting(LARGE[0], rng)
+    trace = unroll_full(y, D, theta, step, 4, False, (1,), dense=True)
+    g_z = np.where(trace.z != 0, rng.standard_normal(trace.z.shape), 0)
+    given = SparseCodes.from_dense(g_z)
+    assert_same_gradients(backward_full(trace, given), backward_full(trace, g_z), 0)
+
+
+def test_the_implicit_gradient_is_linear_in_what_it_is_given(rng):
+    y, D, _, _, step = setting(CASES[0], rng)
+    theta = step * np.linalg.norm(D.reshape(len(D), -1), axis=1) * 1.2
+    trace = unroll(y, D, theta, step, 300)
+    g_z = rng.standard_normal(trace.z.shape)
+    whole = implicit(trace, g_z)
+    for unit in (2.0**-60, 2.0**60):  # powers of two, so that not a bit may differ
+        part = implicit(trace, unit * g_z)
+        for name in ("D", "theta", "y", "step"):
+            np.testing.assert_array_equal(getattr(part, name), unit * getattr(whole, name))
+    nothing = implicit(trace, 0 * g_z)  # and no warning that it was not solved for
+    assert not any(np.any(getattr(nothing, name)) for name in NAMES[:4])
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=case_name)
+def test_the_implicit_gradient_of_arrays_equals_that_of_sparse_codes(case, rng):
+    y, D, _, _, step = setting(case, rng)
+    theta = step * np.linalg.norm(D.reshape(len(D), -1), axis=1) * 1.2
+    traces = [unroll_full(y, D, theta, step, 300, False, case["stride"], dense=dense) for dense in (True, False)]
+    g_z = rng.standard_normal(traces[0].z.shape)
+    assert_same_gradients(*(implicit(trace, g_z) for trace in traces), 1e-9)
 
 
 @forms

@@ -90,3 +90,9 @@ def test_arrays_of_two_libraries_are_refused(stand_in):
     ):
         with pytest.raises(InputTypeError, match="different libraries"):
             call()
+
+
+def test_shrinkage_is_two_sided_unless_asked_otherwise():
+    u = np.array([-2.0, -0.1, 0.3, 1.0])
+    np.testing.assert_array_equal(prox.shrink(u, 0.5), [-1.5, 0, 0, 0.5])
+    np.testing.assert_array_equal(prox.shrink(u, 0.5, positive=True), [0, 0, 0, 0.5])
