@@ -298,18 +298,19 @@ def test_few_spikes_of_one_unit_are_not_taken_for_two(rng, n):
     mistakes = 0
     for _ in range(20):
         x = 10 * np.ones((2 * n, 2, 40)) / np.sqrt(80) + rng.standard_normal((2 * n, 2, 40))
-        mistakes += groups.separate(x[:n], x[n:], 0)
+        time = rng.permutation(2 * n)
+        mistakes += groups.separate(x[:n], x[n:], 0, (time[:n], time[n:]), 2 * n)
     assert mistakes <= 1
 
 
 def test_groups_are_merged_and_split_by_their_gaps(rng):
     mean = 12 * np.linalg.qr(rng.standard_normal((80, 2)))[0].T.reshape(2, 2, 40)
     x = (np.repeat(mean, 60, axis=0) + rng.standard_normal((120, 2, 40))).astype(np.float32)
-    every, weight = np.arange(120), np.full(120, 12.0)
-    halves = groups.split(x, [groups.Group(every, every)])
+    every, weight, time = np.arange(120), np.full(120, 12.0), rng.permutation(120)
+    halves = groups.split(x, [groups.Group(every, every)], time, 120)
     assert sorted(len(g.clean) for g in halves) == [60, 60]
     thirds = [groups.Group(i, i) for i in (every[:30], every[30:60], every[60:])]
-    merged = groups.merge(x, weight, thirds, 3)
+    merged = groups.merge(x, weight, thirds, 3, time, 120)
     assert sorted(len(g.clean) for g in merged) == [60, 60]
 
 
@@ -333,6 +334,8 @@ def test_two_halves_of_one_neuron_are_told_from_two_neurons(rng):
     small = rng.random(len(train)) < 0.4
     assert trains.one_neuron(train[small], train[~small], N, unit)
     assert not trains.one_neuron(np.sort(rng.integers(0, N, 480)), train[~small], N, unit)
+    early = train < N / 2
+    assert not trains.one_neuron(train[early], train[~early], N, unit), "never active together: nothing is told"
     assert not trains.one_neuron(train[small][:3], train[~small][:3], N, unit)  # too few to say
 
 

@@ -25,7 +25,7 @@ from emdl.codes import SparseCodes
 from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.ops import analyze_full
-from emdl.spikes import blocks, kernels
+from emdl.spikes import blocks, drift, kernels
 
 N_SHIFTS = 5  # parts of a sample
 _LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their share of the threshold
@@ -36,6 +36,8 @@ _REST = 2  # duration units in which no unit is active twice
 _TOL = 1e-2  # relative duality gap of the codes that candidates come from; a smaller one changes no decision
 _BATCH = 64  # stretches of one length solved by one thread
 _SPAN = 1 << 16  # code positions correlated at once
+_MOMENTS, _HELD = 100, 4  # times at which units that drift are made ready, and how many are held
+_FADED = 0.2  # of its mean amplitude, that no unit fades below
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Units:
         Mean and standard deviation of the amplitudes.
     rate : ndarray (K,)
         Probability that a sample holds a spike.
+    waves : ndarray (K, TERMS, C, s) of float32 or None
+        How waveforms drift, see `emdl.spikes.drift`; `D` and `mean` are what they are on average.
     """
 
     D: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
     rate: np.ndarray
+    waves: np.ndarray | None = None
 
     def __len__(self):
         return len(self.D)
@@ -81,7 +86,19 @@ class Units:
 
     def take(self, chosen):
         """Return some of the units, by index or mask."""
-        return Units(self.D[chosen], self.mean[chosen], self.spread[chosen], self.rate[chosen])
+        waves = None if self.waves is None else self.waves[chosen]
+        return Units(self.D[chosen], self.mean[chosen], self.spread[chosen], self.rate[chosen], waves)
+
+    def at(self, u):
+        """Return the units as they are at a time u, from 0 to 1."""
+        if self.waves is None:
+            return self
+        waveform = self.mean[:, None, None] * self.D + np.tensordot(drift.terms(u), self.waves, (0, 1))
+        size = np.maximum(np.sqrt((waveform**2).sum(axis=(1, 2))), 1e-9)
+        mean = np.maximum(size, _FADED * self.mean)
+        return Units(
+            (waveform / size[:, None, None]).astype(np.float32), mean, self.spread * mean / self.mean, self.rate
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,66 @@ def prepare(units):
     return Bank(templates, near, blocks.spectra(there[..., ::-1]), known, gram, friends, strange)
 
 
-def decide(x, units, unit_length, *, rest=True, xp=np):
+class Banks:
+    """Units made ready for the kernels, at any time.
+
+    Parameters
+    ----------
+    units : Units
+        At least one.
+    """
+
+    def __init__(self, units):
+        self.units, self._made = units, {}
+
+    def moment(self, u):
+        """Return the number of the moment that a time u, from 0 to 1, belongs to; one for all where nothing drifts."""
+        return 0 if self.units.waves is None else round(_MOMENTS * float(np.clip(u, 0, 1)))
+
+    def at(self, u):
+        """Return the units at a time u as a `Bank`."""
+        moment = self.moment(u)
+        if moment not in self._made:
+            for old in list(self._made)[:-_HELD]:
+                self._made.pop(old, None)
+            self._made[moment] = prepare(self.units.at(moment / _MOMENTS))
+        return self._made[moment]
+
+
+def moments(time, units, n_samples, span=(0.0, 1.0)):
+    """Yield the spikes that fall into one moment, and the units as they are then.
+
+    Parameters
+    ----------
+    time : array (n,) of int
+        Of the spikes, samples.
+    units : Units
+        All units.
+    n_samples : int
+        Of the signal.
+    span : (float, float)
+        Times u at its two ends.
+
+    Yields
+    ------
+    chosen : slice or ndarray of int
+    units : Units
+    """
+    if units.waves is None:
+        yield slice(None), units
+        return
+    long = piece_length(units.D.shape[-1])
+    moment = np.round(_MOMENTS * np.clip(_time_of(time // long, long, n_samples, span), 0, 1)).astype(int)
+    for m in np.unique(moment):
+        yield np.flatnonzero(moment == m), units.at(m / _MOMENTS)
+
+
+def _time_of(piece, long, n_samples, span):
+    """Return the time u at the middle of a piece of a signal."""
+    return span[0] + (span[1] - span[0]) * np.minimum((piece + 0.5) * long / n_samples, 1)
+
+
+def decide(x, units, unit_length, *, rest=True, xp=np, span=(0.0, 1.0)):
     """Return the spikes of a whitened signal, and what is left of it without them.
 
     Parameters
@@ -193,6 +269,8 @@ def decide(x, units, unit_length, *, rest=True, xp=np):
         Leave out the less probable of two spikes of a unit within two duration units.
     xp : module
         Where the signal is correlated with the templates: ``numpy`` or ``cupy``.
+    span : (float, float)
+        Times u, from 0 to 1, at the ends of the signal, for units that drift.
 
     Returns
     -------
@@ -200,17 +278,19 @@ def decide(x, units, unit_length, *, rest=True, xp=np):
     residual : ndarray (C, N)
         Without all spikes, those that are left out included.
     """
-    ready, (s, N) = prepare(units), (units.D.shape[-1], x.shape[1])
+    banks, (s, N) = Banks(units), (units.D.shape[-1], x.shape[1])
     long = piece_length(s)
     starts = range(0, max(N - s + 1, 1), long)
 
     def decided(start):
         a, b = max(0, start - MARGIN * s), min(N, start + long + MARGIN * s)
-        return piece(x[:, a:b], ready, unit_length, a, xp)
+        return piece(x[:, a:b], banks.at(_time_of(start // long, long, N, span)), unit_length, a, xp)
 
     events = _joined((parallel_map if xp is np else map)(decided, starts), starts, N, s)
     residual = x.copy()
-    kernels.subtract(residual, ready.templates, ready.near, events.unit, events.shift, events.time, events.amplitude)
+    for chosen, then in moments(events.time, units, N, span):
+        ready, some = banks.at(0) if then is units else prepare(then), events.take(chosen)
+        kernels.subtract(residual, ready.templates, ready.near, some.unit, some.shift, some.time, some.amplitude)
     return (events.take(rested(events, _REST * unit_length)) if rest else events), residual
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emdl.spikes import drift
 from emdl.spikes.mixture import components, discriminant, project
 from emdl.spikes.snippets import best_lag, delay
 from emdl.spikes.valleys import gap
 
 _SPLIT, _MERGE = 0.6, 0.7  # valley over peak: below the first a group is split, above the second two are merged
+_CLEFT, _PARTS, _TELLING = 0.4, 5, 20  # such a valley in a part of the recording suffices, if both have as many spikes
 _EVIDENCE = 10.0  # BIC in favour of two groups, for a split
 _SMALLEST = 12  # spikes in either part of a split
 _AXES = 6  # principal components of a group, or of two, in which parts are looked for
@@ -61,7 +63,7 @@ def average(x, weight, group):
     return np.tensordot(w, x[group.clean], 1) / w.sum()
 
 
-def split(x, groups):
+def split(x, groups, time, n_samples):
     """Return groups without gaps inside.
 
     Parameters
@@ -70,6 +72,10 @@ def split(x, groups):
         Spikes, aligned.
     groups : list of Group
         What there is.
+    time : array (n,)
+        Of the spikes, samples.
+    n_samples : int
+        Of the signal.
 
     Returns
     -------
@@ -80,7 +86,7 @@ def split(x, groups):
     for group in groups:
         pieces = x[group.clean].reshape(len(group.clean), -1)
         size = np.linalg.norm(pieces.mean(axis=0))
-        parts = _parts(pieces / _noise(size)) if size > _CLEAR else None
+        parts = _parts(pieces / _noise(size), time[group.clean], n_samples) if size > _CLEAR else None
         out += [group] if parts is None else _halved(x, group, parts)
     return out
 
@@ -98,12 +104,13 @@ def _noise(size):
     return np.sqrt(1 + (_VARIETY * size) ** 2)
 
 
-def _parts(x):
+def _parts(x, time, n_samples):
     """Return the indices of the two parts of a group, the more even ones of two ways, or None if it holds together."""
     if len(x) < 3 * _SMALLEST:
         return None
-    mean, axes = components(x, _AXES)
-    points = project(x, mean, axes)
+    mean, axes = components(x, 2 * _AXES)
+    points = drift.without_trend(project(x, mean, axes), time, n_samples)
+    points = points @ np.linalg.eigh(points.T @ points)[1][:, : -_AXES - 1 : -1]
     best, found = _SMALLEST, None
     for axis in range(2):
         upper = gap(points[:, axis])[2]
@@ -138,7 +145,7 @@ def halves(x):
     return valley, np.flatnonzero(~upper), np.flatnonzero(upper)
 
 
-def merge(x, weight, groups, most_lag, *, one_neuron=None):
+def merge(x, weight, groups, most_lag, time, n_samples, *, one_neuron=None):
     """Merge groups that have no gap between them; spikes are moved in place to fit the group they join.
 
     Parameters
@@ -151,6 +158,10 @@ def merge(x, weight, groups, most_lag, *, one_neuron=None):
         What there is.
     most_lag : int
         Largest misalignment of two groups that may be one unit, samples.
+    time : array (n,)
+        Of the spikes, samples.
+    n_samples : int
+        Of the signal.
     one_neuron : callable, optional
         Called with two groups that look alike but have a gap between them; merge them nevertheless if it says so.
 
@@ -165,7 +176,8 @@ def merge(x, weight, groups, most_lag, *, one_neuron=None):
     while alike:
         _, i, j, lag = alike.pop(alike.index(min(alike)))
         known = one_neuron is not None and one_neuron(held[i], held[j])
-        if not known and separate(x[held[i].clean], x[held[j].clean], lag):
+        times = time[held[i].clean], time[held[j].clean]
+        if not known and separate(x[held[i].clean], x[held[j].clean], lag, times, n_samples):
             continue
         moved, by = (j, lag) if len(held[i].clean) >= len(held[j].clean) else (i, -lag)
         x[held[moved].every] = delay(x[held[moved].every], by)
@@ -185,11 +197,12 @@ def _if_alike(i, j, mean, most_lag):
     return [(distance, i, j, lag)] if product > _ALIKE * norm[0] * norm[1] or distance < _NEAR else []
 
 
-def separate(first, second, lag):
+def separate(first, second, lag, times, n_samples):
     """Return whether there is a gap between two groups, on the line along which they differ most.
 
     The line comes from one half of the spikes and is looked at with the other, and the other way round: with few spikes
-    a line always separates those that it was made for.
+    a line always separates those that it was made for. A gap counts only if it is there at any one time, or if spikes
+    jump over it at some moment (see `emdl.spikes.drift`).
 
     Parameters
     ----------
@@ -197,6 +210,10 @@ def separate(first, second, lag):
         Spikes of each.
     lag : int
         By which the second is to be delayed to fit the first, samples.
+    times : (array (n,), array (m,))
+        Of the spikes, samples.
+    n_samples : int
+        Of the signal.
 
     Returns
     -------
@@ -206,15 +223,26 @@ def separate(first, second, lag):
     noise = _noise(max(np.linalg.norm(part.mean(axis=0)) for part in (x[: len(first)], x[len(first) :])))
     mean, axes = components(x, _AXES)
     points = project(x, mean, axes) / noise
-    values, distance = [], []
+    values, when, distance = [], [], []
     for half in (0, 1):
         known = [p[half::2] for p in (points[: len(first)], points[len(first) :])]
         line, middle = discriminant(*known), (known[0].mean(axis=0) + known[1].mean(axis=0)) / 2
         seen = [(p[1 - half :: 2] - middle) @ line for p in (points[: len(first)], points[len(first) :])]
         distance.append(seen[0].mean() - seen[1].mean())
         values += seen
+        when += [time[1 - half :: 2] for time in times]
     if np.mean(distance) < _SAME:
         return False
     upper = np.concatenate([np.full(len(v), i % 2 == 0) for i, v in enumerate(values)])
-    valley, gain, _ = gap(np.concatenate(values), upper)
-    return valley <= _MERGE and gain > 0.6 * _EVIDENCE
+    values, when = np.concatenate(values), np.concatenate(when)
+    still = drift.without_trend(values[:, None], when, n_samples)[:, 0]
+    if _gapped(values, upper) and (_gapped(still, upper) or drift.jumps(values, when, np.mean(distance))):
+        return True
+    window = drift.windows(when, n_samples, _PARTS)  # one of two may fade into the other for a while
+    parts = [(still[window == i], upper[window == i]) for i in range(_PARTS)]
+    return any(min(u.sum(), (~u).sum()) >= _TELLING and _gapped(v, u, _CLEFT) for v, u in parts)
+
+
+def _gapped(values, upper, deepest=_MERGE):
+    valley, gain, _ = gap(values, upper)
+    return valley <= deepest and gain > 0.6 * _EVIDENCE

@@ -14,9 +14,22 @@ from emdl import model as core
 from emdl.backend import as_rng, check_count, with_one_blas_thread
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
-from emdl.spikes import decision, groups, number, probes, scales, snippets, start, trains, trust, update, whitening
+from emdl.spikes import (
+    decision,
+    drift,
+    groups,
+    number,
+    probes,
+    scales,
+    snippets,
+    start,
+    trains,
+    trust,
+    update,
+    whitening,
+)
 from emdl.spikes.detection import check_recording
-from emdl.spikes.model import SpikeModel
+from emdl.spikes.model import SpikeModel, mark
 
 _LOG = logging.getLogger(__name__)
 _STRETCH_UNITS, _PIECE_UNITS = 60_000, 2_000  # duration units learned from, at most, and in one piece
@@ -102,6 +115,7 @@ class _Course:
         self.history["lmbd"].append(float(np.exp(np.log(row.lmbd).mean())))
 
 
+@np.errstate(under="ignore")  # of densities far from where anything is
 @with_one_blas_thread
 def fit(
     data, fs, *, n_units=None, window_ms=None, band=None, max_iter=15, rng=0, callback=None, device="cpu",
@@ -200,7 +214,7 @@ def fit(
     if n_found == 0:
         course.converged = True
         said = ["no units: nothing in the recording stands out of the noise again and again", *said[1:]]
-    return _finish(task, units, n_found, course, said)
+    return replace(_finish(task, units, n_found, course, said), learned=(data.shape[1], mark(data)))
 
 
 def _learn(task, max_iter, callback, began, keeper):
@@ -326,6 +340,7 @@ def _state_of(course, rng):
     state |= {"believed": course.believed.astype(np.float64)} | {
         f"units_{name}": getattr(course.units, name) for name in _UNITS
     }
+    state |= {} if course.units.waves is None else {"units_waves": course.units.waves}
     return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
 
 
@@ -334,6 +349,8 @@ def _restored(state, task):
     n, K = (int(np.size(state.get(name))) for name in ("history_objective", "units_rate"))
     shapes = [(K, len(task.x), task.scale.length), (K,), (K,), (K,)]
     units = [kept.array_of(state, f"units_{name}", s, None) for name, s in zip(_UNITS, shapes, strict=True)]
+    if "units_waves" in state:
+        units.append(kept.array_of(state, "units_waves", (K, drift.TERMS, *shapes[0][1:]), np.float32))
     history = {name: kept.array_of(state, f"history_{name}", (n,), np.float64).tolist() for name in _HISTORY}
     counts = [kept.value_of(state, name, int) for name in ("n_events", "left", "iteration", "grown", "held")]
     kept.set_rng(task.rng, kept.value_of(state, "rng", dict))
@@ -390,13 +407,13 @@ def _maximize(task, events, residual, units, opened):
         least = max(2, task.scale.unit // 8)
         for k, by in update.recentre(task.passed, events, found, task.scale.before, s, least).items():
             lag[k] = by
-    x = update.clean_spikes(residual, events, units.D, lag)
+    x = update.clean_spikes(residual, events, units, lag)
     if opened:
         found = groups.merge(
-            x, events.amplitude, groups.split(x, found), task.scale.unit // 3,
+            x, events.amplitude, groups.split(x, found, events.time, N), task.scale.unit // 3, events.time, N,
             one_neuron=lambda a, b: trains.one_neuron(events.time[a.every], events.time[b.every], N, task.scale.unit),
         )  # fmt: skip
-    updated = update.units_of(x, events.amplitude, found, N, task.whitening.density)
+    updated = update.units_of(x, events.amplitude, found, N, task.whitening.density, events.time)
     return updated, 1.0 if lag[trust.firm(units)].any() else _change(units, updated)
 
 
@@ -434,8 +451,18 @@ def _finish(task, units, n_units, course, said):
     kind = f"taken for {scale.kind}, {scale.band[0]:g} to {scale.band[1]:g} Hz"
     return SpikeModel(
         model, scale.fs, scale.band, scale.unit, white, waveforms, spread, peak, units.mean, units.spread, units.rate,
-        history, course.converged, "; ".join([*said, kind]),
+        history, course.converged, "; ".join([*said, *_drifting(units, n_units), kind]), units.waves,
     )  # fmt: skip
+
+
+def _drifting(units, n_units):
+    """Return what is to be said of units that drift, a list of one sentence or none."""
+    if units.waves is None:
+        return []
+    size = [np.linalg.norm(units.at(u).mean[:, None, None] * units.at(u).D, axis=(1, 2)) for u in np.linspace(0, 1, 11)]
+    names = [str(k) for k in np.flatnonzero(np.any(units.waves[:n_units] != 0, axis=(1, 2, 3)))]
+    share = (np.max(size, axis=0) / np.maximum(np.min(size, axis=0), 1e-9))[:n_units].max(initial=1)
+    return [f"drift followed in units {', '.join(names)}; sizes change up to {share:.2g} times"] if names else []
 
 
 def _waveforms(task, units):

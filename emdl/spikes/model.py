@@ -1,5 +1,6 @@
 """What was learned from a recording, and its file."""
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,11 @@ import numpy as np
 from emdl import model as core
 from emdl.errors import FileFormatError
 from emdl.spikes.decision import Units
+from emdl.spikes.drift import TERMS
 from emdl.spikes.whitening import Whitening
 
-_FORMAT = 1
+_FORMAT, _DRIFTS = 1, 2  # the second where units drift, which version 0.1.0 would not see
+_MARK = 512  # samples by which a recording is known again
 _WHITENING = ("offset", "taps", "mixing", "band_taps", "noise", "density")
 _ARRAYS = ("waveforms", "spread", "peak", "amplitude", "amplitude_spread", "rate")
 
@@ -48,6 +51,10 @@ class SpikeModel:
         Whether units and waveforms stood still.
     message : str
         How it ended, what was taken for granted, what was left out.
+    waves : ndarray (K + J, TERMS, C, s) or None
+        How waveforms drift, see `emdl.spikes.drift`, whitened unit; None if they do not.
+    learned : (int, int)
+        Samples of the recording, and what its first samples are known by (`mark`).
     """
 
     model: core.Model
@@ -64,6 +71,8 @@ class SpikeModel:
     history: dict
     converged: bool
     message: str
+    waves: np.ndarray | None = None
+    learned: tuple = (1, 0)
 
     @property
     def n_units(self):
@@ -79,7 +88,17 @@ class SpikeModel:
     def units(self):
         """All K + J templates, as `Units`."""
         D = self.model.D[: len(self.rate)].astype(np.float32)
-        return Units(D, self.amplitude, self.amplitude_spread, self.rate)
+        return Units(D, self.amplitude, self.amplitude_spread, self.rate, self.waves)
+
+    def drifted_for(self, data):
+        """Return the samples over which units drift as learned, in the recording they were learned on or a longer one.
+
+        Any other recording is taken for a later one, for which units stay what they were at the end: the answer is as
+        small as can be.
+        """
+        if self.waves is None or mark(data) == self.learned[1]:
+            return self.learned[0]
+        return 1e-9
 
     def save(self, path):
         """Write the model to an HDF5 file, whole or not at all; `emdl.load` reads its dictionary too.
@@ -94,12 +113,23 @@ class SpikeModel:
         FileFormatError
             If the folder cannot be written.
         """
-        held = {"spikes_format": _FORMAT, "fs": self.fs, "band": np.array(self.band), "message": self.message}
+        held = {
+            "spikes_format": _FORMAT if self.waves is None else _DRIFTS,
+            "fs": self.fs,
+            "band": np.array(self.band),
+            "message": self.message,
+        }
         held |= {"duration_unit": self.duration_unit, "converged": int(self.converged)}
         held |= {f"whitening_{name}": getattr(self.whitening, name) for name in _WHITENING}
         held |= {name: getattr(self, name) for name in _ARRAYS} | {f"history_{k}": v for k, v in self.history.items()}
+        held |= {"learned": np.array(self.learned)} | ({} if self.waves is None else {"waves": self.waves})
         m = self.model
         core.Model(m.D, m.lmbd, m.sigma, m.positive, m.stride, held).save(path)
+
+
+def mark(data):
+    """Return a number by which a recording (C, N) is known again: a checksum of its first samples."""
+    return zlib.crc32(np.ascontiguousarray(data[:, :_MARK], np.float32).tobytes())
 
 
 def load(path):
@@ -125,9 +155,9 @@ def load(path):
         raise FileFormatError(
             f"{path} holds a dictionary, but no model of spikes; those are written by SpikeModel.save"
         )
-    if held["spikes_format"] > _FORMAT:
+    if held["spikes_format"] > _DRIFTS:
         raise FileFormatError(
-            f"{path} is a model of spikes of format {held['spikes_format']}, this emdl reads up to {_FORMAT}; "
+            f"{path} is a model of spikes of format {held['spikes_format']}, this emdl reads up to {_DRIFTS}; "
             "install a newer one"
         )
     try:
@@ -138,6 +168,8 @@ def load(path):
             core.Model(model.D, model.lmbd, model.sigma, model.positive, model.stride), float(held["fs"]),
             (float(held["band"][0]), float(held["band"][1])), int(held["duration_unit"]), whitening, **arrays,
             history=history, converged=bool(held["converged"]), message=str(held["message"]),
+            waves=np.asarray(held["waves"], np.float32) if "waves" in held else None,
+            learned=tuple(int(v) for v in np.asarray(held.get("learned", (1, 0)))),
         )  # fmt: skip
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise FileFormatError(f"{path} is a damaged model of spikes: {error}") from error
@@ -145,6 +177,8 @@ def load(path):
     J = len(found.rate) - K
     fits = found.waveforms.shape == found.spread.shape == (K, C, s) and model.D.shape[0] == max(K + J, 1) and J >= 0
     fits = fits and all(getattr(found, name).shape == (K + J,) for name in _ARRAYS[3:]) and found.peak.shape == (K,)
+    fits = fits and (found.waves is None or found.waves.shape == (K + J, TERMS, C, s))
+    fits = fits and len(found.learned) == 2 and found.learned[0] > 0
     fits = fits and whitening.mixing.shape == (C, C) and whitening.taps.shape == (C, len(whitening.band_taps))
     if not (fits and whitening.noise.shape == whitening.offset.shape == (C,) and len(whitening.band_taps) % 2):
         raise FileFormatError(f"{path} is a damaged model of spikes: its arrays do not fit each other")

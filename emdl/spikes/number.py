@@ -32,7 +32,7 @@ def pool(units, large, small, weight):
     mean[large] = (n * m).sum() / n.sum()
     spread[large] = np.sqrt((n * (units.spread[[large, small]] ** 2 + (m - mean[large]) ** 2)).sum() / n.sum())
     rate[large] += rate[small]
-    return Units(units.D, mean, spread, rate)
+    return Units(units.D, mean, spread, rate, units.waves)
 
 
 def fewer(units, n_found, n_units, unit_length):
@@ -95,7 +95,7 @@ def more(x, units, n_units, scale, density):
     events, residual = decision.decide(x, units, scale.unit)
     events = update.inside(events, x.shape[1], scale.length, 8)
     found = update.alone(events, len(units), scale.length)
-    pieces = update.clean_spikes(residual, events, units.D, np.zeros(len(units), np.int64))
+    pieces = update.clean_spikes(residual, events, units, np.zeros(len(units), np.int64))
     for _ in range(missing):
         parts = [groups.halves(pieces[g.clean]) if len(g.clean) > 2 * _FEW else (np.inf, [], []) for g in found]
         depth = [p[0] if min(len(p[1]), len(p[2])) >= _FEW else np.inf for p in parts]
@@ -104,5 +104,5 @@ def more(x, units, n_units, scale, density):
             break
         clean = found.pop(loosest).clean
         found += [Group(clean[p], clean[p]) for p in parts[loosest][1:]]
-    units = update.units_of(pieces, events.amplitude, found, x.shape[1], density)
+    units = update.units_of(pieces, events.amplitude, found, x.shape[1], density, events.time)
     return units.take(np.argsort(-units.mean, kind="stable")), len(units)

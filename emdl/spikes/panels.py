@@ -274,7 +274,8 @@ def _residual(ax, result):
     if model.n_units:
         from emdl.spikes.decision import decide
 
-        x = decide(x, model.units, model.duration_unit)[1]
+        lasts = model.drifted_for(result.recording.data)
+        x = decide(x, model.units, model.duration_unit, span=(first / lasts, last / lasts))[1]
     x = x.ravel() / np.sqrt(model.whitening.density)
     bins = np.linspace(-8, 8, 129)
     ax.stairs(np.histogram(x, bins)[0] / x.size / np.diff(bins), bins, fill=True, color=_GREY)

@@ -199,7 +199,9 @@ def _without_duplicates(made, chosen, events, residual, units, n_samples, scale)
             x = [spikes_of(residual, events.take(chosen[i][0]), units.D[int(events.unit[chosen[i][0][0]])], channels)
                  for i in (j, k)]  # fmt: skip
             times = [events.time[chosen[i][1]] for i in (j, k)]
-            same = trains.one_neuron(times[0], times[1], n_samples, scale.unit) or not groups.separate(x[0], x[1], lag)
+            same = trains.one_neuron(times[0], times[1], n_samples, scale.unit) or not groups.separate(
+                x[0], x[1], lag, [events.time[chosen[i][0]] for i in (j, k)], n_samples
+            )
             if same:
                 break
         if not same:

@@ -195,8 +195,15 @@ def _look(model, data):
         spans = [(0, N)]
     else:
         spans = [(a, a + long) for a in np.linspace(0, N - long, _PIECES).astype(int).tolist()]
+    lasts = model.drifted_for(data)
     pieces = tuple(
-        decision.decide(whiten(data, model.whitening, a, b), model.units, model.duration_unit, rest=False)
+        decision.decide(
+            whiten(data, model.whitening, a, b),
+            model.units,
+            model.duration_unit,
+            rest=False,
+            span=(a / lasts, b / lasts),
+        )
         for a, b in spans
     )
     return _Looked(pieces, sum(b - a for a, b in spans))

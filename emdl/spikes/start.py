@@ -6,7 +6,7 @@ import scipy.signal
 import scipy.stats
 
 from emdl.backend import parallel_map
-from emdl.spikes import groups, snippets
+from emdl.spikes import drift, groups, snippets
 from emdl.spikes.blocks import convolve_each
 from emdl.spikes.mixture import cluster, components, project
 
@@ -42,7 +42,7 @@ def prominence(x, whitening, unit):
     N, time = x.shape[1], np.arange(-3 * unit, 3 * unit + 1)
     shapes = []
     for width in _WIDTHS:
-        bump = np.exp(-0.5 * (time / (width * unit)) ** 2)
+        bump = np.exp(-np.minimum(0.5 * (time / (width * unit)) ** 2, 80))
         shape = scipy.signal.oaconvolve(np.broadcast_to(bump, (len(x), len(time))), whitening.taps, mode="same", axes=1)
         middle = shape.shape[1] // 2
         shape = shape[:, middle - 3 * unit // 2 : middle + 3 * unit // 2 + 1]
@@ -143,14 +143,14 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
         at, rest = at[chosen], rest[chosen]
     pieces = snippets.cut(x, at - scale.before - spare, scale.length + 2 * spare)
     pieces = snippets.advance(pieces, np.round(_PARTS * rest) / _PARTS)[:, :, spare:-spare]
-    found = _tight_groups(pieces, rng)
+    found = _tight_groups(pieces, at, N, rng)
     weight = np.ones(len(pieces))
-    found = groups.merge(pieces, weight, found, scale.unit // 3)
+    found = groups.merge(pieces, weight, found, scale.unit // 3, at, N)
     mean = [np.median(pieces[g.clean], axis=0) for g in found]
     return np.array(mean, np.float32).reshape(-1, C, scale.length), n_events
 
 
-def _tight_groups(pieces, rng):
+def _tight_groups(pieces, time, n_samples, rng):
     """Return the groups of events whose members look alike but for the noise."""
     flat = pieces.reshape(len(pieces), -1)
     mean, axes = components(flat, min(_DIMS, len(flat) - 1))
@@ -162,7 +162,8 @@ def _tight_groups(pieces, rng):
         if len(members) < _FEW:
             continue
         energy = float((np.median(pieces[members], axis=0) ** 2).sum())
-        excess = float(points[members].var(axis=0).sum()) - points.shape[1]
+        still = drift.without_trend(points[members], time[members], n_samples)
+        excess = float(still.var(axis=0).sum()) - points.shape[1]
         if excess < _LOOSE * energy and energy > 9:
             found.append(groups.Group(members, members))
     return found

@@ -172,8 +172,8 @@ def _found(data, model, starts, at_once, device, client):
         at_once = max(1, min(_FAR * at_once, len(starts) // (_PER_THREAD * max(1, threads))))
     blocks = [starts[i : i + at_once] for i in range(0, len(starts), at_once)]
     if client is None:
-        ready, xp = decision.prepare(model.units), choose(device)[0]
-        yield from ((chosen, _pieces(data, model, ready, chosen, xp)) for chosen in blocks)
+        banks, xp = decision.Banks(model.units), choose(device)[0]
+        yield from ((chosen, _pieces(data, model, banks, chosen, xp)) for chosen in blocks)
         return
     with contextlib.closing(
         cluster.spread(client, _far, (data, model, device), blocks, name="the recording")
@@ -184,10 +184,10 @@ def _found(data, model, starts, at_once, device, client):
 def _far(shared, starts):
     """Return the spikes of neighbouring pieces, computed by a worker."""
     data, model, device = shared
-    return _pieces(data, model, decision.prepare(model.units), starts, choose(device)[0])
+    return _pieces(data, model, decision.Banks(model.units), starts, choose(device)[0])
 
 
-def _pieces(data, model, ready, starts, xp):
+def _pieces(data, model, banks, starts, xp):
     """Return the spikes of neighbouring pieces, which are read at once."""
     N, s, white = data.shape[1], model.waveforms.shape[2], model.whitening
     long = decision.piece_length(s)
@@ -195,9 +195,11 @@ def _pieces(data, model, ready, starts, xp):
     low = max(0, starts[0] - spare - white.margin)
     x = np.asarray(data[:, low : min(N, starts[-1] + long + spare + white.margin)])
     _check_finite(x, low)
+    lasts = model.drifted_for(data)
 
     def decided(start):
         a, b = max(0, start - spare), min(N, start + long + spare)
+        ready = banks.at((start + long / 2) / lasts)
         return decision.piece(whitening.whiten(x, white, a - low, b - low), ready, model.duration_unit, a, xp)
 
     return list((parallel_map if xp is np else map)(decided, starts))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emdl.spikes import decision, groups, snippets, start
+from emdl.spikes import decision, drift, snippets, start
 from emdl.spikes.decision import Units
 from emdl.spikes.groups import Group
 
@@ -37,10 +37,14 @@ def first_units(waveforms, scale):
 
 def join(first, second):
     """Return the units of both."""
-    return Units(*(np.concatenate([getattr(first, n), getattr(second, n)]) for n in ("D", "mean", "spread", "rate")))
+    D, mean, spread, rate = (
+        np.concatenate([getattr(first, n), getattr(second, n)]) for n in ("D", "mean", "spread", "rate")
+    )
+    waves = [w for u in (first, second) for w in (u.waves if u.waves is not None else [None] * len(u))]
+    return Units(D, mean, spread, rate, drift.stacked(waves, D))
 
 
-def clean_spikes(residual, events, D, lag, spare=_SPARE):
+def clean_spikes(residual, events, units, lag, spare=_SPARE):
     """Return spikes with everything else taken out, aligned to parts of a sample.
 
     Parameters
@@ -49,8 +53,8 @@ def clean_spikes(residual, events, D, lag, spare=_SPARE):
         What no spike explains.
     events : Events
         Those whose windows lie inside, see `inside`.
-    D : array (K, C, s)
-        Templates.
+    units : Units
+        That the spikes are of.
     lag : array (K,) of int
         Samples by which the windows of each unit are moved to the right.
     spare : int
@@ -60,9 +64,11 @@ def clean_spikes(residual, events, D, lag, spare=_SPARE):
     -------
     ndarray (n, C, s) of float32
     """
-    s, room = D.shape[-1], spare + int(np.abs(lag).max(initial=0))
+    s, room = units.D.shape[-1], spare + int(np.abs(lag).max(initial=0))
     x = snippets.cut(residual, events.time - room, s + 2 * room)
-    x[:, :, room : room + s] += events.amplitude[:, None, None] * decision.bank(D)[events.unit, events.shift]
+    for chosen, then in decision.moments(events.time, units, residual.shape[1]):
+        template = decision.bank(then.D)[events.unit[chosen], events.shift[chosen]]
+        x[chosen, :, room : room + s] += events.amplitude[chosen, None, None] * template
     x = snippets.advance(x, decision.shifts()[events.shift])
     out = np.empty((len(x), x.shape[1], s), np.float32)
     for by in np.unique(lag[events.unit]):
@@ -149,7 +155,7 @@ def recentre(passed, events, groups_, before, length, least):
     return lags
 
 
-def units_of(x, weight, groups_, n_samples, density):
+def units_of(x, weight, groups_, n_samples, density, time=None):
     """Return the units that groups of spikes make.
 
     Parameters
@@ -164,6 +170,8 @@ def units_of(x, weight, groups_, n_samples, density):
         Of the signal, for the rates.
     density : float
         Variance of a sample of noise.
+    time : array (n,), optional
+        Of the spikes, samples; without it no drift is looked for.
 
     Returns
     -------
@@ -173,19 +181,34 @@ def units_of(x, weight, groups_, n_samples, density):
     """
     rows, count = [], np.array([len(group.every) for group in groups_])
     for group, n in zip(groups_, count, strict=True):
-        d = groups.average(x, weight, group)
-        d = d / np.linalg.norm(d)
-        amplitude = np.tensordot(x[group.clean], d, 2)
-        mean = float(np.median(amplitude))
-        spread = spread_of(amplitude, mean)
-        misfit = (x[group.clean] ** 2).sum(axis=(1, 2)) - amplitude**2
+        u = None if time is None else time[group.clean] / n_samples
+        d, mean, spread, waves, misfit = _unit_of(x[group.clean], weight[group.clean], u, density)
         bound = _RAGGED[0] * mean**2 + (1 + _RAGGED[1]) * density * d.size
-        if np.median(misfit) < bound or np.count_nonzero(n < _RARE * count) < 2:
-            rows.append((d, mean, spread, n / n_samples))
+        if misfit < bound or np.count_nonzero(n < _RARE * count) < 2:
+            rows.append((d, mean, spread, n / n_samples, waves))
     if not rows:
         return Units(np.zeros((0, *x.shape[1:]), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
-    D, mean, spread, rate = zip(*rows, strict=True)
-    return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
+    D, mean, spread, rate, waves = zip(*rows, strict=True)
+    return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate), drift.stacked(waves, D))
+
+
+def _unit_of(x, weight, u, density):
+    """Return template, mean and spread of the amplitudes, drift, and median energy that these leave over."""
+    d = np.tensordot(weight, x, 1)
+    d = d / np.linalg.norm(d)
+    waves = None if u is None else drift.series(x, u, density)
+    if waves is None:
+        amplitude = np.tensordot(x, d, 2)
+        mean = float(np.median(amplitude))
+        spread = spread_of(amplitude, mean)
+    else:
+        waveform = x.mean(axis=0)
+        mean = float(np.linalg.norm(waveform))
+        d, now = waveform / mean, waveform + np.tensordot(drift.terms(u), waves, 1)
+        size = np.sqrt((now**2).sum(axis=(1, 2)))
+        amplitude = (x * now).sum(axis=(1, 2)) / size
+        spread = spread_of(mean * amplitude / size, mean)
+    return d, mean, spread, waves, float(np.median((x**2).sum(axis=(1, 2)) - amplitude**2))
 
 
 def spread_of(amplitude, mean):
