@@ -11,6 +11,7 @@ Dask is imported where a cluster is asked for, and nowhere else.
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import importlib.metadata
 import itertools
 import logging
@@ -39,6 +40,7 @@ _FEW = 16  # results up to which this process adds them
 _CONNECT = 10.0  # seconds to wait for a scheduler
 _PATIENCE = 60.0  # seconds to wait for the first worker
 _TRIES = 4  # times that a part may be lost in one pass
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
 _KEPT = 4  # jobs that a worker remembers
 _POLL = 1.0  # seconds between two looks at the workers
 _LOG = logging.getLogger(__name__)
@@ -204,6 +206,7 @@ def _opened(key, packed, make=_hold):
     """Return what was packed, opened once in this process."""
     with _LOCK:
         if key not in _OPEN:
+            _keep_memory()
             _OPEN[key] = make(unpack(packed))
             while len(_OPEN) > _KEPT:
                 _OPEN.popitem(last=False)
@@ -214,6 +217,19 @@ def _opened(key, packed, make=_hold):
 def _forget(key):
     with _LOCK:
         _OPEN.pop(key, None)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _keep_memory():
+    """Let the allocator keep what an array leaves for the next one.
+
+    Dask has its workers give all of it back to the system at once, so that every array of every part comes page by
+    page: of three seconds of processor time one went there. What is kept is given back at the end (`_forget`).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than that of GNU
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(option, 1 << 25)
 
 
 def _here(device):
