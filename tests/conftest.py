@@ -16,6 +16,13 @@ from emdl import device
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def no_silent_arithmetic():
+    """Make overflow, underflow, division by zero and invalid operations of NumPy errors where they are not allowed."""
+    with np.errstate(all="raise"):
+        yield
+
+
 @pytest.fixture
 def rng():
     """A generator with a fixed seed, fresh for every test."""

@@ -73,3 +73,9 @@ def test_counts_and_numbers_are_checked():
     for wrong in (-1, np.nan, np.inf, "a", [1, 2]):
         with pytest.raises(InputError, match="x is"):
             backend.check_number(wrong, "x", 0)
+
+
+@pytest.mark.parametrize("operation", [lambda x: x / 0, lambda x: x * 1e300 * 1e300, lambda x: x * 1e-300 * 1e-300])
+def test_the_tests_let_no_arithmetic_go_wrong_silently(operation):
+    with pytest.raises(FloatingPointError):
+        operation(np.ones(3))

@@ -50,7 +50,8 @@ def test_numbers_follow_the_rules_of_scikit_image(rng, model, dtype, expected):
     assert clean.shape == image.shape
     np.testing.assert_array_equal(image, kept)
     same = images.denoise(image, model, 0)
-    np.testing.assert_allclose(same, skimage.util.img_as_float(image), rtol=1e-6)
+    with np.errstate(under="ignore"):  # rtol times the smallest numbers of float16
+        np.testing.assert_allclose(same, skimage.util.img_as_float(image), rtol=1e-6)
     assert rms(clean - same) > 0.02
 
 

@@ -334,7 +334,9 @@ def write_network(group, network, dtype=np.float32):
     """Write a network into an empty HDF5 group."""
     group.attrs["emdl_kind"], group.attrs["emdl_format"], group.attrs["stride"] = KIND, FORMAT, network.stride
     for name in _ARRAYS:
-        group.create_dataset(name, data=getattr(network, name).astype(dtype), compression="gzip", shuffle=True)
+        with np.errstate(under="ignore"):  # what float16 has no number for is zero
+            values = getattr(network, name).astype(dtype)
+        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
     held = group.create_group("attributes")
     for name, value in network.attributes.items():
         held.attrs[name] = value
