@@ -6,8 +6,10 @@ White noise of standard deviation :math:`\sigma` gives every direction of the sp
 alone would give them nine times out of ten. What "noise alone" means depends on :math:`\sigma`, hence a fixed point.
 """
 
+import itertools
+from dataclasses import dataclass, replace
+
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from emdl.backend import with_one_blas_thread
 
@@ -15,6 +17,8 @@ SIDE = 7  # of a patch, pixels
 MOST_PATCHES = 1 << 17
 FEW_PATCHES = 1600  # fewer do not fill a covariance of 49 x 49
 _BLOCKS = 64  # of patches with rising energy of their gradients: what is left out is a number of these
+_ALL = 4096  # patches with the weakest gradients, of which none is skipped
+_FROM_BLOCK = 256  # of the patches of each later block
 _MOST_ROUNDS = 20
 _SETTLED = 1e-4  # relative change of sigma that ends the fixed point
 _ENERGY = 184.3  # of the gradients of a patch of unit white noise: 9 of 10 patches do not exceed it
@@ -24,65 +28,96 @@ _MOST_CLIPPED = 0.05  # share of the pixels of a patch
 _MAD_OF_NORMAL = 0.6744897501960817  # median |v| of a standard normal v
 
 
-def patches(channels):
-    """Return patches evenly spread over an image, all of them if there are no more than `MOST_PATCHES`.
+@dataclass(frozen=True)
+class Corners:
+    """Where patches begin.
+
+    Attributes
+    ----------
+    rows, columns : ndarray of int64
+        Patches begin at each of the rows in each of the columns.
+    kept : ndarray of bool, optional
+        (rows, columns): which of them count; all by default.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    kept: np.ndarray | None = None
+
+    def __len__(self):
+        return self.rows.size * self.columns.size if self.kept is None else int(self.kept.sum())
+
+
+def corners(shape):
+    """Return where patches begin that are evenly spread over a plane.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Of the plane.
+
+    Returns
+    -------
+    Corners
+        Of all patches if there are no more than `MOST_PATCHES`; none if a side is shorter than a patch.
+    """
+    H, W = (max(n - SIDE + 1, 0) for n in shape)
+    step = 1
+    while -(-H // step) * -(-W // step) > MOST_PATCHES:
+        step += 1
+    return Corners(np.arange(0, H, step), np.arange(0, W, step))
+
+
+def clipping(channel):
+    """Return the values at the ends of the range at which more samples lie than noise alone explains.
+
+    Parameters
+    ----------
+    channel : array (H, W)
+        Real.
+
+    Returns
+    -------
+    ends : list
+        None, one or two values.
+    share : float
+        Of the samples that lie there.
+    """
+    low, high = channel.min(), channel.max()
+    if not low < high:
+        return [], 0.0
+    counts = {end: int(np.count_nonzero(channel == end)) for end in (low, high)}
+    ends = [end for end, n in counts.items() if n >= _LEAST_CLIPPED and n > _CLIPPED * channel.size]
+    return ends, sum(counts[end] for end in ends) / channel.size
+
+
+def unclipped(channels, ends, at):
+    """Keep the patches that are nearly free of clipped samples; if too few are, all of them.
 
     Parameters
     ----------
     channels : array (C, H, W)
-        The image, any real dtype; it is not copied as a whole.
+        The image.
+    ends : list of list
+        Values from `clipping`, channel by channel.
+    at : Corners
+        From `corners`.
 
     Returns
     -------
-    array (C, n, 49)
-        float32; n = 0 if a side is shorter than a patch.
+    Corners
     """
-    H, W = channels.shape[1:]
-    if min(H, W) < SIDE:
-        return np.empty((len(channels), 0, SIDE * SIDE), np.float32)
-    step = 1
-    while -(-(H - SIDE + 1) // step) * -(-(W - SIDE + 1) // step) > MOST_PATCHES:
-        step += 1
-    windows = sliding_window_view(channels, (SIDE, SIDE), axis=(1, 2))[:, ::step, ::step]
-    return windows.astype(np.float32).reshape(len(channels), -1, SIDE * SIDE)
+    if not any(ends):
+        return at
+    from numpy.lib.stride_tricks import sliding_window_view
 
-
-def clipping(samples):
-    """Return which samples lie at an end of the range, if more do so than noise alone explains.
-
-    Parameters
-    ----------
-    samples : array
-        Values of one channel.
-
-    Returns
-    -------
-    array of bool
-        Of the same shape; all False if nothing is clipped.
-    """
-    found = np.zeros(samples.shape, bool)
-    if samples.size and samples.min() < samples.max():
-        for end in (samples.min(), samples.max()):
-            at = samples == end
-            if at.sum() >= _LEAST_CLIPPED and at.mean() > _CLIPPED:
-                found |= at
-    return found
-
-
-def unclipped(clipped):
-    """Return which patches are nearly free of clipped samples; if too few are, all count as such.
-
-    Parameters
-    ----------
-    clipped : array (C, n, 49) of bool
-        From `clipping`, channel by channel.
-
-    Returns
-    -------
-    array (n,) of bool
-    """
-    kept = clipped.any(axis=0).mean(axis=1) <= _MOST_CLIPPED
-    return kept if kept.sum() >= FEW_PATCHES else np.ones(len(kept), bool)
+    found = np.zeros(channels.shape[1:], bool)
+    for channel, values in zip(channels, ends, strict=True):
+        for value in values:
+            found |= channel == value
+    windows = sliding_window_view(found, (SIDE, SIDE))[at.rows[:, None], at.columns]
+    kept = replace(at, kept=windows.mean(axis=(2, 3)) <= _MOST_CLIPPED)
+    return kept if len(kept) >= FEW_PATCHES else at
 
 
 def level_of_plane(plane):
@@ -98,8 +133,8 @@ def level_of_plane(plane):
     float
         0 for a constant plane and for a single pixel, about which nothing can be known.
     """
-    samples = patches(plane[None])[0]
-    return level(samples) if len(samples) >= FEW_PATCHES else level_of_differences(plane)
+    at = corners(plane.shape)
+    return level(plane, at) if len(at) >= FEW_PATCHES else level_of_differences(plane)
 
 
 def level_of_differences(plane):
@@ -130,13 +165,15 @@ def level_of_differences(plane):
 
 
 @with_one_blas_thread
-def level(samples):
-    r"""Return the standard deviation of white noise in patches of one plane.
+def level(plane, at):
+    r"""Return the standard deviation of white noise in patches of a plane.
 
     Parameters
     ----------
-    samples : array (n, 49)
-        From `patches`, of one plane; some thousand or more.
+    plane : array (H, W)
+        Real.
+    at : Corners
+        Of `FEW_PATCHES` patches or more.
 
     Returns
     -------
@@ -150,7 +187,7 @@ def level(samples):
     .. [1] X. Liu, M. Tanaka, M. Okutomi, Single-image noise level estimation for blind denoising, IEEE Transactions on
        Image Processing 22 (2013), doi:10.1109/TIP.2013.2283400.
     """
-    sums = _Sums(samples)
+    sums = _Sums(plane, at)
     sigma = sums.sigma(_BLOCKS)
     for _ in range(_MOST_ROUNDS):
         before, sigma = sigma, sums.sigma(sums.blocks_below(_ENERGY * sigma**2))
@@ -160,20 +197,32 @@ def level(samples):
 
 
 class _Sums:
-    """Moments of the patches, in the order of the energy of their gradients, so that any threshold is one look-up."""
+    """Moments of the patches, in the order of the energy of their gradients, so that any threshold is one look-up.
 
-    def __init__(self, samples):
-        energy = _gradient_energy(samples)
-        order = np.argsort(energy, kind="stable")
+    Neighbouring patches share most of their pixels. Where they abound, some stand for all: of the weakest, which matter
+    most, each is taken, of the others some of each block.
+    """
+
+    def __init__(self, plane, at):
+        from emdl._kernels.gradients import sum_energies, take_patches
+
+        centre = np.mean(plane, dtype=np.float64)  # keeps float32 products exact enough
+        flat, width = np.subtract(plane, centre, dtype=np.float32).ravel(), plane.shape[1]
+        energy = np.empty((at.rows.size, at.columns.size), np.float32)
+        sum_energies(flat, width, at.rows, at.columns, energy)
+        kept = slice(None) if at.kept is None else at.kept.ravel()
+        energy, first = energy.ravel()[kept], (at.rows[:, None] * width + at.columns).ravel()[kept]
+        order = np.argsort(energy)
         self.energy = energy[order]
         self.ends = np.linspace(0, len(order), _BLOCKS + 1).astype(int)
-        centre = samples.mean(dtype=np.float64).astype(np.float32)  # keeps float32 products exact enough
-        first, second = [], []
-        for a, b in zip(self.ends, self.ends[1:], strict=False):
-            block = samples[order[a:b]] - centre
-            first.append(block.sum(axis=0, dtype=np.float64))
-            second.append((block.T @ block).astype(np.float64))
-        self.first, self.second = np.cumsum(first, axis=0), np.cumsum(second, axis=0)
+        sums, self.taken = [], [0]
+        for a, b in itertools.pairwise(self.ends):
+            taken = first[order[a : b : max(1, (b - a) // _FROM_BLOCK) if a >= _ALL else 1]]
+            block = np.empty((len(taken), SIDE**2 + 1), np.float32)
+            take_patches(flat, width, taken, block)
+            sums.append((block.T @ block).astype(np.float64) * ((b - a) / max(len(taken), 1)))
+            self.taken.append(self.taken[-1] + len(taken))
+        self.sums = np.cumsum(sums, axis=0)
 
     def blocks_below(self, energy):
         """Return how many whole blocks lie below an energy, enough of them to fill a covariance."""
@@ -182,19 +231,13 @@ class _Sums:
 
     def sigma(self, n_blocks):
         """Return the estimate from the first blocks."""
-        n = self.ends[n_blocks]
-        mean = self.first[n_blocks - 1] / n
-        values = np.linalg.eigvalsh(self.second[n_blocks - 1] / n - np.outer(mean, mean))
+        n, moments = self.ends[n_blocks], self.sums[n_blocks - 1]
+        mean = moments[0, 1:] / n
+        values = np.linalg.eigvalsh(moments[1:, 1:] / n - np.outer(mean, mean))
         variance = values[: len(values) // 2].mean()
-        return float(np.sqrt(max(variance, 0))) / _of_unit_noise(n)
+        return float(np.sqrt(max(variance, 0))) / _of_unit_noise(self.taken[n_blocks])
 
 
 def _of_unit_noise(n):
     """Return what `_Sums.sigma` gives for n patches of unit noise (fitted to simulations of 1,600 to 131,072)."""
     return 0.9705 - 1.9 / np.sqrt(n) - 36 / n
-
-
-def _gradient_energy(samples):
-    square = samples.reshape(-1, SIDE, SIDE)
-    across, down = square[:, :, 2:] - square[:, :, :-2], square[:, 2:] - square[:, :-2]
-    return np.einsum("nij,nij->n", across, across) + np.einsum("nij,nij->n", down, down)

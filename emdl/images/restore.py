@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from emdl.backend import array_module, check_number
+from emdl.backend import array_module, check_number, parallel_map
 from emdl.device import to_host
 from emdl.errors import InputError, InputTypeError
-from emdl.images import colour, noise
+from emdl.images import alike, colour, noise
 
 _STRIP = 1 << 18  # samples that are converted at a time
 _MANY_CLIPPED = 0.01  # share of the samples from which on the person is told
@@ -242,30 +242,33 @@ def plan(channels, model, sigma, *, turn=None):
         raise InputError(
             f"the model is for {together} channels and the image has {C}; give channel_axis, or use another model"
         )
-    samples = noise.patches(channels)
-    small = samples.shape[1] < noise.FEW_PATCHES
-    if small:
-        samples = channels.reshape(C, -1, 1).astype(np.float32)
-    clipped = np.stack([noise.clipping(s) for s in samples])
+    ends, shares = zip(*(noise.clipping(channel) for channel in channels), strict=True)
+    at = noise.unclipped(channels, ends, noise.corners(channels.shape[1:])) if sigma is None else None
     one_by_one = turn and together == 1 and C > 1
-    basis = colour.principal(samples[:, :, samples.shape[2] // 2]) if one_by_one else np.eye(C)
-    if sigma is not None:
-        found = np.full(C, float(sigma))
-    elif small:
-        found = np.array([noise.level_of_differences(p) for p in np.tensordot(basis, channels, 1)])
-    else:
-        kept = noise.unclipped(clipped)
-        found = np.array([noise.level(np.tensordot(row, samples[:, kept], 1).astype(np.float32)) for row in basis])
+    basis = colour.principal(_some_pixels(channels)) if one_by_one else np.eye(C)
+    found = np.full(C, float(sigma)) if sigma is not None else np.array([_level(channels, row, at) for row in basis])
     if together > 1:
         found = np.sqrt(np.mean(found**2, keepdims=True))
-    return Plan(basis, found, float(clipped.mean()), sigma is None)
+    return Plan(basis, found, float(np.mean(shares)), sigma is None)
+
+
+def _some_pixels(channels):
+    """Return the colours (C, n) of pixels evenly spread over an image."""
+    step = 1 + math.isqrt(channels[0].size // noise.MOST_PATCHES)
+    return channels[:, ::step, ::step].reshape(len(channels), -1)
+
+
+def _level(channels, row, at):
+    """Return the noise level of the plane that a row of the basis makes, from its patches."""
+    plane = channels[0] if len(channels) == 1 else mix(channels, row)
+    return noise.level(plane, at) if len(at) >= noise.FEW_PATCHES else noise.level_of_differences(plane)
 
 
 def carry_out(plan, channels, model, out, *, scale=1.0, progress=None):
     """Denoise an image as planned.
 
-    Memory beside the image and the result: a plane in single precision for each channel, and what the model needs for
-    one plane.
+    Memory beside the image and the result: two planes in single precision for each channel, and what the model needs
+    for one plane. Where channels are denoised plane by plane, `emdl.images.alike` corrects the result.
 
     Parameters
     ----------
@@ -289,13 +292,22 @@ def carry_out(plan, channels, model, out, *, scale=1.0, progress=None):
         clean = model.denoise(channels[None].astype(np.float32), plan.sigma[0])[0]
         _put(clean, plan.basis, out, scale)
         return
-    clean = []
+    noisy, clean = (np.empty(channels.shape, np.float32) for _ in range(2))
     for k, (row, sigma) in enumerate(zip(plan.basis, plan.sigma, strict=True)):
-        plane = mix(channels, row)
-        clean.append(model.denoise(plane[None, None], sigma)[0, 0] if sigma > 0 else plane)
+        noisy[k] = clean[k] = mix(channels, row)
+        if sigma > 0:
+            clean[k] = model.denoise(noisy[k : k + 1, None], sigma)[0, 0]
         if progress:
             progress((k + 1) / len(channels))
-    _put(clean, plan.basis.T, out, scale)
+    if len(channels) == 1 or not plan.sigma.all():
+        _put(clean, plan.basis.T, out, scale)
+        return
+
+    def correct(rows):
+        strip = alike.corrected(noisy, clean, plan.sigma, rows)
+        _put_rows(strip, plan.basis.T, out[:, rows], scale)
+
+    parallel_map(correct, [slice(r.start, min(r.stop, out.shape[1])) for r in _strips(out.shape[1:])])
 
 
 def clipping_sentence(share):
@@ -335,13 +347,17 @@ def mix(channels, row):
 def _put(planes, back, out, scale):
     """Write back @ planes into `out`, in its dtype."""
     for rows in _strips(out.shape[1:]):
-        strip = np.tensordot(back, np.stack([p[rows] for p in planes]).astype(np.float64), 1)
-        if scale != 1:
-            strip *= scale
-        if out.dtype.kind in "iu":
-            limits = np.iinfo(out.dtype)
-            np.clip(np.rint(strip, out=strip), limits.min, limits.max, out=strip)
-        out[:, rows] = strip
+        _put_rows([p[rows] for p in planes], back, out[:, rows], scale)
+
+
+def _put_rows(planes, back, out, scale):
+    strip = np.tensordot(back, np.stack(planes).astype(np.float64), 1)
+    if scale != 1:
+        strip *= scale
+    if out.dtype.kind in "iu":
+        limits = np.iinfo(out.dtype)
+        np.clip(np.rint(strip, out=strip), limits.min, limits.max, out=strip)
+    out[...] = strip
 
 
 def _float_dtype(dtype):
