@@ -253,13 +253,14 @@ class _Done:
 
 
 @with_one_blas_thread
-def _work(key, packed, device, order, numbers, moved):
-    """Return the sums of some parts; `moved` are codes that another worker hands over."""
+def _work(key, packed, device, order, runs, moved):
+    """Return the sums of runs of parts; `moved` are codes that another worker hands over."""
     began = time.perf_counter()
     with _here(device), one_thread():
         bench = _opened(key, packed, Bench)
         for held in moved:
             bench.take_over(held)
+        numbers = list(itertools.chain.from_iterable(itertools.starmap(range, runs)))
         nodes = bench.run(order, numbers)
     return _Done(nodes, [(len(numbers), time.perf_counter() - began)])
 
@@ -269,7 +270,7 @@ def _merge(*done):
 
 
 def _give(key, packed, numbers, codes):
-    return _opened(key, packed, Bench).hand_over(numbers, codes)
+    return _opened(key, packed, Bench).hand_over(numbers.tolist(), codes)
 
 
 @with_one_blas_thread
@@ -306,7 +307,7 @@ class Fleet:
         self.client, self.job, self.key = check(client), job, uuid.uuid4().hex
         packed = pack(job)
         self.packed = _send(client, packed, len(packed))
-        self.owner, self.threads, self.took = {}, {}, []
+        self.owner, self.threads, self.took = {}, {}, []  # worker to parts, to threads
 
     def run(self, order):
         """Return the sums over all parts, as nodes."""
@@ -314,9 +315,7 @@ class Fleet:
         lean = order if order.codes is None else replace(order, codes=order.codes.tail(1))
         size = sum(a.nbytes for a in (*order.arguments, *_arrays(lean.codes)) if hasattr(a, "nbytes"))
         sent = _send(self.client, lean, size)
-        running = {
-            self._start(address, sent, numbers, moved.get(address, ())): numbers for address, numbers in self._shares()
-        }
+        running = {self._start(a, sent, numbers, moved.get(a, ())): numbers for a, numbers in self._shares()}
         lost = 0
         while True:
             self._wait(running)
@@ -332,9 +331,11 @@ class Fleet:
                 raise ClusterError(
                     f"parts of the signals were lost {lost} times in one pass; look at the workers' logs"
                 )
-            numbers = sorted(itertools.chain.from_iterable(running.pop(f) for f in again))
+            numbers = np.concatenate([running.pop(f) for f in again])
             _LOG.warning("the codes of %d parts are lost with a worker; they are made again", len(numbers))
-            running |= {self._start(a, order, n, ()): n for a, n in self._shares(self._reassigned(numbers))}
+            self.threads = self._present()
+            self.owner = assigned(len(self.job.cuts), self.owner, self.threads)
+            running |= {self._start(address, order, part, ()): part for address, part in self._shares(numbers)}
 
     def sample(self, function, arguments, unit, spans):
         """Return ``function(sample, *arguments)``, computed by a worker, see `emdl.parts.Bench.sample`."""
@@ -350,7 +351,7 @@ class Fleet:
 
     def _start(self, address, order, numbers, moved):
         return self.client.submit(
-            _work, self.key, self.packed, self.job.device, order, numbers, list(moved),
+            _work, self.key, self.packed, self.job.device, order, _runs(numbers), list(moved),
             workers=[address], allow_other_workers=True, pure=False,
         )  # fmt: skip
 
@@ -390,39 +391,30 @@ class Fleet:
 
     def _shares(self, numbers=None):
         """Return (worker, parts) of each task: one for each thread of a worker."""
-        mine = collections.defaultdict(list)
-        for number in range(len(self.job.cuts)) if numbers is None else numbers:
-            mine[self.owner[number]].append(number)
-        for address, numbers_ in mine.items():
-            for share in np.array_split(numbers_, min(len(numbers_), self.threads[address])):
-                yield address, share.tolist()
+        for address, mine in self.owner.items():
+            chosen = mine if numbers is None else np.intersect1d(mine, numbers)
+            if len(chosen):
+                edges = _edges(len(chosen), [1] * min(len(chosen), self.threads[address]))
+                yield from ((address, chosen[a:b]) for a, b in itertools.pairwise(edges) if b > a)
 
     def _settle(self, order):
         """Give every part a worker that is there; return the codes that change hands, worker to futures."""
         threads = self._present()
-        if threads == self.threads and len(self.owner) == len(self.job.cuts):
+        if threads == self.threads and self.owner:
             return {}
         before, self.threads = self.owner, threads
         self.owner = assigned(len(self.job.cuts), before, threads)
         if order.codes is None or order.codes.length < 2:
             return {}
-        moves = collections.defaultdict(list)
-        for number, address in self.owner.items():
-            if before.get(number, address) != address and before[number] in threads:
-                moves[before[number], address].append(number)
         moved = collections.defaultdict(list)
-        for (source, target), numbers in moves.items():
-            moved[target].append(self.client.submit(
-                _give, self.key, self.packed, numbers, order.codes.tail(1), workers=[source],
-                allow_other_workers=True, pure=False,
-            ))  # fmt: skip
+        for target, source in itertools.permutations(threads, 2):
+            numbers = np.intersect1d(self.owner[target], before.get(source, ()))
+            if len(numbers):
+                moved[target].append(self.client.submit(
+                    _give, self.key, self.packed, numbers, order.codes.tail(1), workers=[source],
+                    allow_other_workers=True, pure=False,
+                ))  # fmt: skip
         return moved
-
-    def _reassigned(self, numbers):
-        """Give parts whose worker is gone to others; return them."""
-        self.threads = self._present()
-        self.owner = assigned(len(self.job.cuts), self.owner, self.threads)
-        return numbers
 
     def _present(self):
         """Return the threads that may work at once on each worker that is there, and check those that are new."""
@@ -440,7 +432,8 @@ class Fleet:
         """Return how many parts a worker has memory for at once."""
         info = _ask(self.client, self.client.scheduler_info, n_workers=-1)["workers"].get(address, {})
         limit = info.get("memory_limit") or math.inf
-        need = _ARRAYS * max(map(self._bytes, self.job.cuts))
+        cuts = self.job.cuts
+        need = _ARRAYS * max(self._bytes(cuts[i]) for i in {0, len(cuts) // 2, len(cuts) - 1})
         room = _SHARE * limit / need
         if room < 1:
             raise ClusterError(
@@ -452,7 +445,7 @@ class Fleet:
     def _bytes(self, where):
         """Return the size of the signals of a part."""
         shape, n_axes = self.job.y.shape, len(self.job.atom_shape)
-        first, n = shape[len(shape) - n_axes], self.job.cuts[-1].rows[1]
+        first, n = shape[len(shape) - n_axes], self.job.cuts.shape[0]
         read = first if where.read is None else where.read[1] - where.read[0]
         return math.prod(shape) // (n * first) * (where.rows[1] - where.rows[0]) * read * self.job.dtype.itemsize
 
@@ -462,34 +455,51 @@ def _arrays(codes):
 
 
 def assigned(count, before, threads):
-    """Return which worker has which part: as before as far as possible, and in proportion to their threads.
+    """Return which worker has which parts: as before as far as possible, and in proportion to their threads.
 
     Parameters
     ----------
     count : int
         Number of parts.
     before : dict
-        Part to worker, as far as they had one; workers may be gone.
+        Worker to its parts, as far as they had one; workers may be gone.
     threads : dict
         Worker to its number of threads.
 
     Returns
     -------
     dict
-        Part to worker.
+        Worker to its parts, increasing.
     """
-    edges = np.rint(np.cumsum([0, *threads.values()]) * count / sum(threads.values())).astype(int)
-    most = {address: int(b - a) for address, a, b in zip(threads, edges, edges[1:], strict=False)}
-    after, free = {}, []
-    for number in range(count):
-        address = before.get(number)
-        if most.get(address, 0) > 0:
-            after[number] = address
-            most[address] -= 1
-        else:
-            free.append(number)
-    takers = itertools.chain.from_iterable([address] * room for address, room in most.items())
-    return after | dict(zip(free, takers, strict=True))
+    room = dict(zip(threads, np.diff(_edges(count, list(threads.values()))), strict=True))
+    kept = {address: np.asarray(before.get(address, ()), int)[: room[address]] for address in threads}
+    free = np.ones(count, bool)
+    for mine in kept.values():
+        free[mine] = False
+    left, after, taken = np.flatnonzero(free), {}, 0
+    for address, mine in kept.items():
+        more = room[address] - len(mine)
+        after[address] = np.sort(np.concatenate([mine, left[taken : taken + more]]))
+        taken += more
+    return after
+
+
+def _edges(count, weights):
+    """Return where a row of parts is divided in proportion to weights.
+
+    Shares of many parts begin at multiples of a power of two, by which they change by 3 % at most: their sums then are
+    few nodes of the tree, however many the parts are.
+    """
+    coarse = 1 << max(0, int(math.log2(max(1, count / len(weights) / 32))))
+    edges = np.rint(np.cumsum([0, *weights]) * count / sum(weights) / coarse).astype(int) * coarse
+    edges[-1] = count
+    return edges
+
+
+def _runs(numbers):
+    """Return increasing numbers as a list of (first, one after the last), which says much of them in few words."""
+    breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks)]
 
 
 def _check_status(client, error):

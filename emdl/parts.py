@@ -64,6 +64,47 @@ class Cut:
     read: tuple | None = None
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """The parts of signals, a sequence of `Cut`; a million of them take no more room than one.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n, C, *S).
+    atom, stride : int
+        Along the first axis of S.
+    count : int
+        Number of parts.
+    within : int
+        Parts of each signal; 0 if parts are whole signals.
+    """
+
+    shape: tuple
+    atom: int
+    stride: int
+    count: int
+    within: int = 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        n = self.shape[0]
+        if not self.within:
+            return Cut(number, (n * number // self.count, n * (number + 1) // self.count))
+        row, j = divmod(number, self.within)
+        S, s, t = self.shape[2], self.atom, self.stride
+        positions, margin = (S - s) // t + 1, -(-_MARGIN * s // t)
+        a, b = positions * j // self.within, positions * (j + 1) // self.within
+        low, high = max(0, a - margin), min(positions, b + margin)
+        end = S if j == self.within - 1 else b * t
+        own, samples = (a - low, b - low), ((a - low) * t, end - low * t)
+        return Cut(number, (row, row + 1), own, samples, (low * t, (high - 1) * t + s))
+
+
 def cut(shape, atom_shape, stride):
     """Return how signals are cut into parts, which depends on nothing but their shape.
 
@@ -79,29 +120,15 @@ def cut(shape, atom_shape, stride):
 
     Returns
     -------
-    list of Cut
-        One for each part.
+    Cuts
     """
-    n, row = shape[0], math.prod(shape[1:])
+    n, row, (s, t) = shape[0], math.prod(shape[1:]), (atom_shape[0], stride[0])
     if n * row <= WHOLE:
-        return [Cut(0, (0, n))]
+        return Cuts(tuple(shape), s, t, 1)
     if row <= WHOLE:
-        count = min(n, -(-n * row // _PART))
-        return [Cut(i, (n * i // count, n * (i + 1) // count)) for i in range(count)]
-    (S, s, t), margin = (shape[2], atom_shape[0], stride[0]), -(-_MARGIN * atom_shape[0] // stride[0])
-    positions = (S - s) // t + 1
-    count = max(1, min(-(-row // _PART), positions * t // (_PIECE * s)))
-    cuts = []
-    for i, j in itertools.product(range(n), range(count)):
-        a, b = positions * j // count, positions * (j + 1) // count
-        low, high = max(0, a - margin), min(positions, b + margin)
-        end = S if j == count - 1 else b * t
-        cuts.append(
-            Cut(
-                len(cuts), (i, i + 1), (a - low, b - low), ((a - low) * t, end - low * t), (low * t, (high - 1) * t + s)
-            )
-        )
-    return cuts
+        return Cuts(tuple(shape), s, t, min(n, -(-n * row // _PART)))
+    within = max(1, min(-(-row // _PART), ((shape[2] - s) // t + 1) * t // (_PIECE * s)))
+    return Cuts(tuple(shape), s, t, n * within, within)
 
 
 @dataclass(frozen=True)
@@ -244,7 +271,7 @@ class Job:
     ----------
     y, wanted : array-like
         Signals as they are stored, S, (n, *S) or (n, C, *S), or what can be sliced like that; `wanted` None is `y`.
-    cuts : list of Cut
+    cuts : Cuts
         The parts.
     atom_shape, stride : tuple of int
         Along each axis.
@@ -258,7 +285,7 @@ class Job:
 
     y: Any
     wanted: Any
-    cuts: list
+    cuts: Cuts
     atom_shape: tuple
     stride: tuple
     positive: bool
@@ -611,7 +638,7 @@ class Parts:
     def __init__(self, shape, job, engine):
         self.shape, self.job, self.engine, self.dtype = tuple(shape), job, engine, job.dtype
         self.stride, self.positive = job.stride, job.positive
-        self.n_units = len(job.cuts) if job.cuts[0].own is not None else shape[0]
+        self.n_units = len(job.cuts) if job.cuts.within else shape[0]
         self.unit, self.root_mean_square, self.fingerprint, self.folder = 1.0, math.nan, "", None
         self.like = np.empty(0, job.dtype)
 
@@ -639,7 +666,7 @@ class Parts:
     def _spans(self):
         """Return (row, low, high) of each piece of the sample."""
         (n, *_), row, cuts = self.shape, math.prod(self.shape[1:]), self.job.cuts
-        if cuts[0].own is None:
+        if not cuts.within:
             chosen = np.linspace(0, n - 1, max(1, min(n, _SAMPLE // row))).astype(int)
             return [(i, None, None) for i in np.unique(chosen).tolist()]
         cuts = [cuts[i] for i in np.unique(np.linspace(0, len(cuts) - 1, _SPANS).astype(int))]
