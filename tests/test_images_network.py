@@ -25,7 +25,7 @@ def noisy(rng):
 @pytest.mark.parametrize(("n_channels", "stride", "n_atoms"), [(1, 2, 32), (3, 2, 64), (1, 3, 64), (2, 1, 32)])
 def test_the_kernels_do_what_plain_numpy_does(rng, n_channels, stride, n_atoms):
     net = layered.random_network(rng, n_atoms=n_atoms, n_channels=n_channels, stride=stride)
-    y = 2 * rng.standard_normal((n_channels, 8 + 12 * stride, 8 + 14 * stride)).astype(np.float32)
+    y = 2 * rng.standard_normal((n_channels, 8 + 12 * stride, 8 + 13 * stride)).astype(np.float32)
     want, codes = layered.run(y, net.analysis, net.synthesis, net.tau, stride)
     got, filled, places = net._pass(y)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()

@@ -11,6 +11,7 @@ the non-zeros alone: where a code is zero its gradient is not needed.
 
 import numpy as np
 
+from emdl._kernels import fast
 from emdl._kernels.compiler import jit
 from emdl._kernels.registers import POSITIONS, ROW, TAPS, add_atoms, add_patch, analyze_tile, beyond, read_patch
 from emdl._kernels.vectors import lowest_bit
@@ -18,30 +19,48 @@ from emdl._kernels.vectors import lowest_bit
 BLOCK = 32  # atoms that a dense correlation works on at once, in float32
 
 
+def pack_atoms(atoms, stride):
+    """Return the atoms of the analysis as `forward` wants them.
+
+    Parameters
+    ----------
+    atoms : ndarray (T, K, C, 8, 8)
+        Of each layer.
+    stride : int
+        Of the network.
+
+    Returns
+    -------
+    ndarray (T, ...)
+    """
+    if stride == fast.STRIDE:
+        return fast.filters(atoms)
+    T, K = atoms.shape[:2]
+    return np.ascontiguousarray(atoms.reshape(T, K, -1).transpose(0, 2, 1)).reshape(T, -1)
+
+
 @jit
-def encode_layer(image, atoms, theta, shape, old, new, scratch):
+def encode_layer(image, atoms, theta, shape, old, new, scratch, spread):
     """Write ``shrink(z + atoms^T image, theta)`` to the list `new`, z being the list `old`; return the non-zeros.
 
-    `atoms` is (C, 64, K), `scratch` has room for a row of positions with K numbers each.
+    `atoms` is (C, 64, K), or for stride 2 what `fast.filters` makes of them. `scratch` has room for a row of positions
+    and two more with K numbers each; `spread` for the result of `fast.samples` with stride 2.
     """
     C, plane, W, rows, columns, stride, K = shape
     start, index, value = old
     new_start, new_index, new_value = new
     block = 128 // scratch.itemsize
-    taps = np.empty(TAPS, np.int64)
-    for i in range(TAPS):
-        taps[i] = i // ROW * W + i % ROW
-    more = np.empty(C * TAPS, np.int64)
-    for c in range(C):
-        for i in range(TAPS):
-            more[c * TAPS + i] = c * plane + taps[i]
+    if stride == fast.STRIDE:
+        fast.samples(image, C * (plane // W), W, columns, spread)
+        taps = _rows_of_samples(shape)
+    else:
+        taps = _taps(shape)
     filled = 0
     for row in range(rows):
-        base = row * stride * W
-        for first in range(0, columns, POSITIONS):
-            j = min(first, columns - POSITIONS)
-            for k in range(0, K, block):
-                analyze_tile(image, base + j * stride, stride, more, atoms, k, K, scratch, j * K + k, K)
+        if stride == fast.STRIDE:
+            _correlate_row_fast(spread, atoms, shape, taps, row, scratch)
+        else:
+            _correlate_row(image, atoms, shape, taps, row, scratch)
         for j in range(columns):
             p = row * columns + j
             new_start[p] = filled
@@ -58,6 +77,55 @@ def encode_layer(image, atoms, theta, shape, old, new, scratch):
                     filled += 1
     new_start[rows * columns] = filled
     return filled
+
+
+@jit
+def _taps(shape):
+    """Return where the numbers of a patch stand, from its corner on."""
+    C, plane, W = shape[:3]
+    taps = np.empty(C * TAPS, np.int64)
+    for c in range(C):
+        for i in range(TAPS):
+            taps[c * TAPS + i] = c * plane + i // ROW * W + i % ROW
+    return taps
+
+
+@jit
+def _correlate_row(image, atoms, shape, taps, row, scratch):
+    """Write the correlations of a row of positions with all atoms to `scratch`."""
+    _C, _plane, W, _rows, columns, stride, K = shape
+    base = row * stride * W
+    for first in range(0, columns, POSITIONS):
+        j = min(first, columns - POSITIONS)
+        for k in range(0, K, 128 // scratch.itemsize):
+            analyze_tile(image, base + j * stride, stride, taps, atoms, k, K, scratch, j * K + k, K)
+
+
+@jit
+def _rows_of_samples(shape):
+    """Return where the samples of the 16 filters of each channel begin, from those of the first on."""
+    C, plane, W, _rows, columns = shape[:5]
+    pitch = (columns + fast.OUTPUTS - 1) // fast.OUTPUTS * fast.POINTS
+    taps = np.empty(C * 2 * ROW, np.int64)
+    for c in range(C):
+        for i in range(2 * ROW):
+            taps[c * 2 * ROW + i] = (c * 2 * (plane // W) + i) * pitch
+    return taps
+
+
+@jit
+def _correlate_row_fast(spread, atoms, shape, taps, row, scratch):
+    """Do the same from the samples of `fast.samples`."""
+    C, _plane, _W, _rows, columns, _stride, K = shape
+    threes = (columns + fast.OUTPUTS - 1) // fast.OUTPUTS
+    base = row * 2 * fast.STRIDE * threes * fast.POINTS
+    n = 64 // scratch.itemsize
+    for k in range(0, K, n):
+        at = k * C * 2 * ROW * fast.POINTS
+        for first in range(0, threes, fast.GROUP):
+            j = min(first, threes - fast.GROUP)
+            to = fast.OUTPUTS * j * K + k
+            fast.correlate_group(spread, base + j * fast.POINTS, taps, atoms, at, scratch, to, K)
 
 
 @jit
@@ -163,8 +231,8 @@ def forward(y, analysis, synthesis, theta, shape, start, index, value, residual,
     ----------
     y : ndarray (C * H * W,)
         The image.
-    analysis : ndarray (T, C * 64 * K)
-        Atoms of each layer as `encode_layer` wants them.
+    analysis : ndarray (T, ...)
+        Atoms of each layer as `pack_atoms` makes them.
     synthesis : ndarray (T, K * C * 64)
         Atoms of each layer but the first, the last row those that draw the output.
     theta : ndarray (T, K)
@@ -177,7 +245,7 @@ def forward(y, analysis, synthesis, theta, shape, start, index, value, residual,
         What layer t correlates with its atoms, numbered likewise.
     out : ndarray (C * H * W,)
         Overwritten.
-    scratch : ndarray (columns * K,)
+    scratch : ndarray ((columns + 2) * K,)
         Overwritten.
 
     Returns
@@ -188,6 +256,8 @@ def forward(y, analysis, synthesis, theta, shape, start, index, value, residual,
     rows = start.shape[0]
     start[0, :] = 0
     filled = 0
+    threes = (shape[4] + fast.OUTPUTS - 1) // fast.OUTPUTS
+    spread = np.empty(y.size // shape[2] * 2 * threes * fast.POINTS if shape[5] == fast.STRIDE else 0, y.dtype)
     for t in range(theta.shape[0]):
         here, there = t % rows, (t + 1) % rows
         old, new = (start[here], index[here], value[here]), (start[there], index[there], value[there])
@@ -199,7 +269,7 @@ def forward(y, analysis, synthesis, theta, shape, start, index, value, residual,
             add_codes(old, synthesis[t - 1], shape, r)
             for i in range(r.size):
                 r[i] = y[i] - r[i]
-        filled = encode_layer(r, analysis[t], theta[t], shape, old, new, scratch)
+        filled = encode_layer(r, analysis[t], theta[t], shape, old, new, scratch, spread)
     last = theta.shape[0] % rows
     out[:] = 0
     add_codes((start[last], index[last], value[last]), synthesis[-1], shape, out)

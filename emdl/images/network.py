@@ -114,9 +114,9 @@ class Network:
     @functools.cached_property
     def _flat(self):
         """The arrays as the kernels want them."""
-        T, K = self.tau.shape
-        by_tap = self.analysis.reshape(T, K, -1).transpose(0, 2, 1)
-        return np.ascontiguousarray(by_tap).reshape(T, -1), self.synthesis.reshape(T, -1)
+        from emdl._kernels.convolution import pack_atoms
+
+        return pack_atoms(self.analysis, self.stride), self.synthesis.reshape(self.n_layers, -1)
 
     def denoise(self, planes, sigma, *, n_views=USUAL_VIEWS):
         """Return images without noise.
@@ -419,7 +419,7 @@ def workspace(shape, n_codes, n_residuals):
                 np.empty((n_codes, places * K), np.float32),
             ),
             np.empty((n_residuals, C * plane), np.float32),
-            np.empty(columns * K, np.float32),
+            np.empty((columns + 2) * K, np.float32),
         )
         _LOCAL.key = key
     return _LOCAL.work

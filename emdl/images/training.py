@@ -191,14 +191,14 @@ class Parameters:
         parts = (self.analysis.reshape(shape).copy(), self.synthesis.reshape(shape).copy(), self.tau.copy())
         return Network(*parts, stride, attributes or {})
 
-    def by_tap(self):
-        """Return the analysis atoms in the order that dense correlations want, (T, C * 64 * K)."""
-        T, K, _ = self.shape
-        turned = self.analysis.reshape(T, K, -1).transpose(0, 2, 1)
-        return np.ascontiguousarray(turned).reshape(T, -1)
+    def packed(self, stride):
+        """Return the analysis atoms as dense correlations want them, (T, ...)."""
+        from emdl._kernels.convolution import pack_atoms
+
+        return pack_atoms(self.analysis.reshape(*self.shape, ATOM, ATOM), stride)
 
 
-def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=None, margin=MARGIN):
+def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, packed=None, margin=MARGIN):
     """Return the loss of one crop with a known clean version, and add its gradient to `gradient`.
 
     Parameters
@@ -213,8 +213,8 @@ def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=
         Of the crop.
     gradient : Parameters
         Added to.
-    by_tap : ndarray, optional
-        `Parameters.by_tap`, where it is known.
+    packed : ndarray, optional
+        `Parameters.packed`, where it is known.
     margin : int
         Pixels at the rim that do not count.
 
@@ -225,7 +225,7 @@ def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=
     filled : int
         Number of non-zeros of the last codes.
     """
-    run = _Run(parameters, stride, noisy.shape, by_tap)
+    run = _Run(parameters, stride, noisy.shape, packed)
     out, filled = run.forward(noisy)
     error = _inner(out - clean, margin)
     count = _count(noisy, margin)
@@ -234,7 +234,7 @@ def loss_gradient(parameters, stride, noisy, clean, weight, gradient, *, by_tap=
     return weight * root, filled
 
 
-def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=None, margin=MARGIN):
+def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, packed=None, margin=MARGIN):
     """Return the estimated squared error of one crop from its noisy version alone, and add its gradient to `gradient`.
 
     Parameters
@@ -243,7 +243,7 @@ def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=
         Independent, 1 or -1 with equal chance.
     weight : float
         Of the crop.
-    parameters, stride, noisy, gradient, by_tap, margin
+    parameters, stride, noisy, gradient, packed, margin
         As in `loss_gradient`.
 
     Returns
@@ -253,7 +253,7 @@ def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=
     filled : int
         Number of non-zeros of the last codes.
     """
-    run = _Run(parameters, stride, noisy.shape, by_tap)
+    run = _Run(parameters, stride, noisy.shape, packed)
     signs = _inner(signs, margin)
     weight = weight / _count(noisy, margin)
     push = np.float32(2 * weight / _STEP) * signs
@@ -269,10 +269,10 @@ def risk_gradient(parameters, stride, noisy, signs, weight, gradient, *, by_tap=
 class _Run:
     """The network with memory for all of its layers, for one thread."""
 
-    def __init__(self, parameters, stride, image_shape, by_tap):
+    def __init__(self, parameters, stride, image_shape, packed):
         T, K, _ = parameters.shape
         self.parameters = parameters
-        self.by_tap = parameters.by_tap() if by_tap is None else by_tap
+        self.packed = parameters.packed(stride) if packed is None else packed
         self.image_shape, self.shape = image_shape, frame(image_shape, stride, K)
         self.work = workspace(self.shape, T + 1, T)
 
@@ -283,7 +283,7 @@ class _Run:
         net, work, out = self.parameters, self.work, np.empty(noisy.size, np.float32)
         y = np.ascontiguousarray(noisy).ravel()
         filled = forward(
-            y, self.by_tap, net.synthesis, net.tau, self.shape, *work.codes, work.residual, out, work.scratch
+            y, self.packed, net.synthesis, net.tau, self.shape, *work.codes, work.residual, out, work.scratch
         )
         return out.reshape(self.image_shape), filled
 
@@ -524,7 +524,7 @@ def _schedule(done):
 
 def _batch(state, crops, sigma, batch, seed, noisy=False):
     """Return loss, share of non-zeros and gradient of one batch, in pieces that do not depend on the threads."""
-    parameters, by_tap = state.parameters, state.parameters.by_tap()
+    parameters, packed = state.parameters, state.parameters.packed(state.stride)
     pieces = min(8, batch)
 
     def piece(i):
@@ -540,7 +540,7 @@ def _batch(state, crops, sigma, batch, seed, noisy=False):
             else:
                 pair, function = (crop + rng.standard_normal(crop.shape, np.float32), crop), loss_gradient
                 weight = level ** (1 - _POWER / 2) / batch
-            one, nonzeros = function(parameters, state.stride, *pair, weight, gradient, by_tap=by_tap)
+            one, nonzeros = function(parameters, state.stride, *pair, weight, gradient, packed=packed)
             loss, filled = loss + one, filled + nonzeros
         return loss, filled, gradient.vector
 
