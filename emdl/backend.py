@@ -20,6 +20,35 @@ from emdl.errors import InputError, InputTypeError
 
 _POOL = {}
 _INSIDE = threading.local()
+_ALLOWED = [sys.maxsize]  # threads, by threadpoolctl
+
+
+class _Threads(threadpoolctl.LibController):
+    """What makes ``threadpoolctl.threadpool_limits(2)`` hold for the threads of emdl, too.
+
+    threadpoolctl knows thread pools by the libraries they live in. Those of emdl live in none, so NumPy's, which is
+    always there, stands for it.
+    """
+
+    user_api = internal_api = "emdl"
+    filename_prefixes = ("_multiarray_umath",)
+
+    def get_num_threads(self):
+        return n_threads()
+
+    def set_num_threads(self, num_threads):
+        _ALLOWED[0] = sys.maxsize  # also where limits of other libraries end, which puts back all that was seen before
+        if num_threads < n_threads():
+            _ALLOWED[0] = num_threads
+
+    def get_version(self):
+        return None
+
+    def set_additional_attributes(self):
+        pass
+
+
+threadpoolctl.register(_Threads)
 
 
 def array_module(*arrays):
@@ -315,15 +344,15 @@ def as_rng(rng):
 def n_threads():
     """Return how many threads the package uses.
 
-    The smallest of the processors that this process may use and of NUMBA_NUM_THREADS and OMP_NUM_THREADS, where set.
-    Results do not depend on it.
+    The smallest of the processors that this process may use, of NUMBA_NUM_THREADS and OMP_NUM_THREADS, where set, and
+    of what ``threadpoolctl.threadpool_limits`` allows. Results do not depend on it.
 
     Returns
     -------
     int
     """
     affinity = getattr(os, "sched_getaffinity", None)
-    limits = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    limits = [len(affinity(0)) if affinity else os.cpu_count() or 1, _ALLOWED[0]]
     for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         with contextlib.suppress(ValueError):
             limits.append(int(os.environ.get(name, "")))
@@ -372,7 +401,7 @@ def with_one_blas_thread(function):
 
     Its threads wait for more work in a busy loop for some ten milliseconds, on the processors that `parallel_map` has
     its own threads on: an EM iteration was seen to take five times as long. The limit holds for the whole process while
-    the function runs.
+    the function runs, in however many threads it does, and what held before comes back after the last.
 
     Parameters
     ----------
@@ -386,10 +415,41 @@ def with_one_blas_thread(function):
 
     @functools.wraps(function)
     def limited(*args, **kwargs):
-        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        with _ONE_BLAS_THREAD:
             return function(*args, **kwargs)
 
     return limited
+
+
+class _OneBlasThread:
+    """A context with one thread of linear algebra, which threads may enter and leave in any order."""
+
+    def __init__(self):
+        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limits = threadpoolctl.threadpool_limits(1, user_api="blas")
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self._let_any_thread_set_it()
+                self.limits.restore_original_limits()
+                self._let_any_thread_set_it()
+
+    @staticmethod
+    def _let_any_thread_set_it():
+        """Newer versions of threadpoolctl do nothing, silently, in all threads but the one that set a limit first."""
+        library = getattr(threadpoolctl, "OpenBLASController", None)
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
+
+
+_ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def _mark_thread():
@@ -398,3 +458,4 @@ def _mark_thread():
 
 if hasattr(os, "register_at_fork"):  # the threads of a pool do not live on in a forked child
     os.register_at_fork(after_in_child=_POOL.clear)
+    os.register_at_fork(after_in_child=_ONE_BLAS_THREAD.__init__)
