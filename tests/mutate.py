@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds of processor time
@@ -33,6 +34,8 @@ TESTS = {
     "encoder": ["test_encoder_properties.py", "test_encoder.py", "test_reliability_algebra.py", "test_reliability.py"],
     "gradients": ["test_gradients.py", "test_reliability.py"],
     "em": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
+    "plan": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
+    "course": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
 }
 WIDER = {
     "ops": ["test_em.py"],
@@ -40,6 +43,8 @@ WIDER = {
     "encoder": ["test_em.py"],
     "gradients": ["test_unrolled.py"],
     "em": ["test_starts.py", "test_rates.py"],
+    "plan": ["test_starts.py", "test_rates.py"],
+    "course": ["test_starts.py", "test_rates.py"],
 }
 SKIPPED = "not slow and not gpu"
 _COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -133,20 +138,30 @@ def survives(tests, folder, *, limit=LIMIT, heard=False):
     """Run the tests in a forked process; return whether all passed."""
     child = os.fork()
     if child == 0:
-        if limit:
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.chdir(folder)
-        if not heard:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-        import pytest
-
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", SKIPPED]
-        os._exit(int(pytest.main([*options, *(f"tests/{name}" for name in tests)])))
+        code = 1
+        try:
+            code = _run(tests, folder, limit, heard)
+        except BaseException:  # noqa: BLE001 - it must not leave by the way of its parent, which removes the folder
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     return os.waitstatus_to_exitcode(waited(child, 6 * (limit or 600))) == 0
+
+
+def _run(tests, folder, limit, heard):
+    if limit:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.chdir(folder)
+    if not heard:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", SKIPPED]
+    return int(pytest.main([*options, *(f"tests/{name}" for name in tests)]))
 
 
 def copy_checkout(folder):
@@ -182,6 +197,7 @@ def main():
     parser.add_argument("--sample", type=int, help="mutants of each module, drawn at random; default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="a line of JSON for each mutant")
+    parser.add_argument("--again", type=pathlib.Path, help="try only what survived according to such a file")
     parser.add_argument("--minutes", type=float, default=1e9, help="of processor time, after which no more are tried")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="emdl-mutants-") as name:
@@ -190,7 +206,7 @@ def main():
         sys.path.insert(0, str(folder / "lib"))
         sys.dont_write_bytecode = True
         os.environ |= {"NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "lib")}
-        for library in ("h5py", "hypothesis", "numba", "pytest", "scipy.optimize", "scipy.signal"):
+        for library in ("h5py", "numba", "pytest", "scipy.optimize", "scipy.signal"):
             importlib.import_module(library)  # once for all children
         for module in given.modules:
             try_module(module, folder, given)
@@ -209,6 +225,10 @@ def try_module(module, folder, given):
     total = len(chosen)
     if given.sample and given.sample < total:
         chosen = sorted(random.Random(given.seed).sample(chosen, given.sample))
+    if given.again:
+        records = map(json.loads, given.again.read_text().splitlines())
+        left = [(r["before"], r["after"]) for r in records if r["module"] == module and not r["killed"]]
+        chosen = [site for site in sites(tree) if difference(tree, mutant(tree, site)[0]) in left]
     killed = tried = 0
     for site in chosen:
         if sum(os.times()[2:4]) > 60 * given.minutes:
