@@ -13,7 +13,7 @@ import numpy as np
 
 from emdl._kernels import fast
 from emdl._kernels.compiler import jit
-from emdl._kernels.registers import POSITIONS, ROW, TAPS, add_atoms, add_patch, analyze_tile, beyond, read_patch
+from emdl._kernels.registers import POSITIONS, ROW, TAPS, add_atoms, add_patch, analyze_tile, read_patch, shrink
 from emdl._kernels.vectors import lowest_bit
 
 BLOCK = 32  # atoms that a dense correlation works on at once, in float32
@@ -67,13 +67,12 @@ def encode_layer(image, atoms, theta, shape, old, new, scratch, spread):
             for e in range(start[p], start[p + 1]):
                 scratch[j * K + index[e]] += value[e]
             for k in range(0, K, block):
-                bits = beyond(scratch, j * K + k, theta, k)
+                bits = shrink(scratch, j * K + k, theta, k)
                 while bits:
                     atom = k + lowest_bit(bits)
                     bits &= bits - np.uint64(1)
-                    u = scratch[j * K + atom]
                     new_index[filled] = atom
-                    new_value[filled] = u - theta[atom] if u > 0 else u + theta[atom]
+                    new_value[filled] = scratch[j * K + atom]
                     filled += 1
     new_start[rows * columns] = filled
     return filled

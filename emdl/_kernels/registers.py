@@ -137,8 +137,8 @@ def analyze_tile(typingctx, image, base, step, taps, atoms, at, pitch, out, to, 
 
 
 @intrinsic
-def beyond(typingctx, x, at, bound, there):
-    """Return as bits which of the two vectors of numbers from ``x[at]`` on exceed ``bound[there:]`` in size."""
+def shrink(typingctx, x, at, bound, there):
+    """Shrink two vectors of numbers from ``x[at]`` on by ``bound[there:]``; return as bits which are not zero then."""
 
     def generate(context, builder, signature, args):
         vector, size = _kind(signature.args[0])
@@ -146,14 +146,14 @@ def beyond(typingctx, x, at, bound, there):
         bits = _constant(0)
         for j in range(_VECTORS):
             move = _constant(j * vector.count)
-            value = _load(builder, data, builder.add(args[1], move), vector, size)
+            at = builder.add(args[1], move)
+            value = _load(builder, data, at, vector, size)
             limit = _load(builder, bounds, builder.add(args[3], move), vector, size)
-            over, under = (
-                builder.fcmp_unordered(">", value, limit),
-                builder.fcmp_unordered("<", value, builder.fneg(limit)),
-            )
-            hit = builder.or_(over, under)
-            word = builder.zext(builder.bitcast(hit, ir.IntType(vector.count)), _INT)
+            over = builder.fcmp_unordered(">", value, limit)
+            under = builder.fcmp_unordered("<", value, builder.fneg(limit))
+            taken = builder.select(under, builder.fneg(limit), builder.select(over, limit, value))
+            _store(builder, builder.fsub(value, taken), data, at, size)
+            word = builder.zext(builder.bitcast(builder.or_(over, under), ir.IntType(vector.count)), _INT)
             bits = builder.or_(bits, builder.shl(word, move))
         return bits
 
