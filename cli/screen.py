@@ -204,7 +204,8 @@ class _Lines:
         now = time.monotonic()
         if now - self.last >= self.every or state.iteration in (1, state.max_iter):
             self.last = now
-            say(f"iteration {state.iteration} of at most {state.max_iter}: {_values(state)}")
+            left = clock(state.seconds / state.iteration * (state.max_iter - state.iteration))
+            say(f"iteration {state.iteration} of at most {state.max_iter}, at most {left} left: {_values(state)}")
 
 
 @contextlib.contextmanager

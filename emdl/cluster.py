@@ -305,6 +305,10 @@ class Fleet:
 
     def __init__(self, client, job):
         self.client, self.job, self.key = check(client), job, uuid.uuid4().hex
+        if any(_distributed().client.futures_of(x) for x in (job.y, job.wanted) if hasattr(x, "__dask_graph__")):
+            raise InputError(
+                "y is a Dask array that was persisted, which tasks cannot slice; hand over the one before that"
+            )
         packed = pack(job)
         self.packed = _send(client, packed, len(packed))
         self.owner, self.threads, self.took = {}, {}, []  # worker to parts, to threads

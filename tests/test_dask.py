@@ -239,6 +239,12 @@ def test_data_of_this_process_do_not_travel(client, long_signal, monkeypatch):
         fitted(np.asarray(long_signal), client=client)
 
 
+def test_a_persisted_dask_array_is_refused(client, long_signal):
+    array = pytest.importorskip("dask.array").from_array(long_signal, chunks=(1, 2, 9000)).persist()
+    with pytest.raises(InputError, match="persisted"):
+        fitted(array, client=client)
+
+
 def test_another_version_on_a_worker_is_reported(client, long_signal, caplog):
     try:
         client.run(_say_versions, {"numpy": "1.0"})
