@@ -119,6 +119,7 @@ def train(
     atoms: opt.Atoms = None,
     layers: opt.Layers = None,
     colour: opt.Colour = False,
+    noisy: opt.Noisy = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same model.")] = 0,
     plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw the picture.")] = True,
     checkpoint_every: Annotated[
@@ -133,6 +134,7 @@ def train(
     channels: opt.Channels = None,
     layout: opt.LayoutOption = None,
     skip_channel: opt.SkipChannel = None,
+    probe: opt.Probe = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
     dask: opt.Dask = None,
@@ -150,6 +152,7 @@ def train(
     [b]emdl train --task spikes rec.dat --dtype int16 --channels 4 --fs 30000[/b]
     [b]emdl train --task spikes rec.h5 --key /probe/raw --units 3[/b]
     [b]emdl train --task denoise photographs/ -o mine.h5[/b]
+    [b]emdl train --task denoise scans/ --noisy -o mine.h5[/b]
     """
     kept = {"checkpoint_every": checkpoint_every, "resume": resume}
     shown = {"force": force, "quiet": quiet, "as_json": json}
@@ -157,9 +160,17 @@ def train(
         from .train_denoise import DEFAULT_MINUTES, DEFAULT_OUTPUT, train_denoiser
 
         _check_unused(task, units=units, band=band, window_ms=window_ms, max_iter=max_iter, fs=fs, key=key, dtype=dtype,
-                      channels=channels, layout=layout, skip_channel=skip_channel, dask=dask)  # fmt: skip
+                      channels=channels, layout=layout, skip_channel=skip_channel, probe=probe, dask=dask)  # fmt: skip
         if device == opt.DeviceName.CUDA:
             raise InputError("--task denoise runs on the CPU, got --device cuda; leave it out")
+        if noisy:
+            from .train_patches import train_patches
+
+            _check_unused(f"{task.value} --noisy", minutes=minutes, layers=layers, colour=colour, resume=resume)
+            learn = {"n_atoms": atoms, "max_iter": max_iter, "rng": seed}
+            train_patches(recording, output or Path(DEFAULT_OUTPUT), **learn, plot=plot, **shown)
+            return
+        _check_unused(task, max_iter=max_iter)
         learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}
         length = DEFAULT_MINUTES if minutes is None else minutes
         train_denoiser(
@@ -168,8 +179,8 @@ def train(
         return
     from .train import train_spikes
 
-    _check_unused(task, minutes=minutes, atoms=atoms, layers=layers, colour=colour)
-    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
+    _check_unused(task, minutes=minutes, atoms=atoms, layers=layers, colour=colour, noisy=noisy)
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series, probe)
     learn = {
         "n_units": units,
         "band": band,
@@ -186,7 +197,7 @@ def _check_unused(task, **options):
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False, [])]
     if given:
         raise InputError(
-            f"{', '.join(given)} mean nothing with --task {task.value}; leave out what is for the other task"
+            f"{', '.join(given)} mean nothing with --task {getattr(task, 'value', task)}; leave out what is for the other task"
         )
 
 
@@ -288,6 +299,7 @@ def sort(
     channels: opt.Channels = None,
     layout: opt.LayoutOption = None,
     skip_channel: opt.SkipChannel = None,
+    probe: opt.Probe = None,
     config: opt.Config = None,
     device: opt.Device = opt.DeviceName.CPU,
     dask: opt.Dask = None,
@@ -306,7 +318,7 @@ def sort(
     """
     from .sort import DEFAULT, sort_recording
 
-    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series)
+    source = opt.Source(recording, fs, key, dtype, channels, layout, tuple(skip_channel or ()), series, probe)
     outputs = output or [Path(DEFAULT)]
     if no_report and report:
         raise InputError("--report and --no-report contradict each other; leave out one")

@@ -41,6 +41,7 @@ class Source:
     layout: Layout | None = None
     skip_channel: tuple[int, ...] = ()
     series: str | None = None
+    probe: pathlib.Path | None = None
 
 
 def _apply_config(ctx: typer.Context, path: pathlib.Path | None):
@@ -111,6 +112,15 @@ SkipChannel = Annotated[
         "--skip-channel", metavar="C", help="Leave out a channel, from 0; repeatable.", rich_help_panel=ABOUT_RECORDING
     ),
 ]
+Probe = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--probe",
+        metavar="FILE",
+        help="Places of the channels: probeinterface .json, .prb, or .csv (x,y in each line).",
+        rich_help_panel=ABOUT_RECORDING,
+    ),
+]
 Minutes = Annotated[
     float | None,
     typer.Option("--minutes", metavar="M", help="Length of the training [dim](60)[/dim].", rich_help_panel=DENOISER),
@@ -121,6 +131,14 @@ Atoms = Annotated[
 ]
 Layers = Annotated[int | None, typer.Option("--layers", metavar="T", help="Layers.", rich_help_panel=DENOISER)]
 Colour = Annotated[bool, typer.Option("--colour", help="Learn colours, not only brightness.", rich_help_panel=DENOISER)]
+Noisy = Annotated[
+    bool,
+    typer.Option(
+        "--noisy",
+        help="The photographs are noisy: learn from them alone, a dictionary by EM.",
+        rich_help_panel=DENOISER,
+    ),
+]
 Model = Annotated[
     pathlib.Path,
     typer.Option("--model", "-m", metavar="FILE", help="A model that emdl train wrote.", show_default=False),

@@ -17,7 +17,7 @@ def is_sample(source):
 
 def inputs(source):
     """Return the files that are read."""
-    return [] if is_sample(source) else [source.path]
+    return [] if is_sample(source) else [path for path in (source.path, source.probe) if path is not None]
 
 
 def read(source, model=None, *, quiet=False):
@@ -95,6 +95,7 @@ def _said(source, model):
         "layout": source.layout and source.layout.value,
         "skip_channels": source.skip_channel,
         "default_fs": None if model is None else model.fs,
+        "probe": source.probe,
     }
 
 
@@ -124,7 +125,7 @@ def command_line(source):
     if is_sample(source):
         return SAMPLE
     words = [str(source.path)]
-    for flag in ("fs", "key", "series", "dtype", "channels", "layout"):
+    for flag in ("fs", "key", "series", "dtype", "channels", "layout", "probe"):
         value = getattr(source, flag)
         if value is not None:
             words += [f"--{flag}", f"{value:.15g}" if isinstance(value, float) else str(value)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from emdl import storage
 from emdl.errors import InputError, InputTypeError
-from emdl.spikes import external, formats
+from emdl.spikes import external, formats, geometry
 from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,9 @@ def sample():
 
 
 def read(
-    path, *, fs=None, key=None, series=None, dtype=None, n_channels=None, layout=None, skip_channels=(), default_fs=None
-):
+    path, *, fs=None, key=None, series=None, dtype=None, n_channels=None, layout=None, skip_channels=(),
+    default_fs=None, probe=None,
+):  # fmt: skip
     """Read a recording from a file.
 
     Parameters
@@ -155,6 +156,8 @@ def read(
         Channels to leave out, counted from 0.
     default_fs : float, optional
         Sampling rate, Hz, to take where neither `fs` nor the file says it; the log says so.
+    probe : str or Path, optional
+        File with the places of the channels, see `emdl.spikes.geometry`; goes before the recording's own.
 
     Returns
     -------
@@ -189,6 +192,8 @@ def read(
             logger.warning("%s does not say its sampling rate; %g Hz is taken", path.name, fs)
         rate = _sampling_rate(fs, found.fs, path.name)
         whole = replace(_describe(found, data, rate, path.name), path=path, n_bytes=size)
+        if probe is not None:
+            whole = replace(whole, positions=geometry.read(pathlib.Path(probe), whole.n_channels))
         return _checked(_without_channels(whole, skip_channels), found.joints)
 
 
