@@ -66,10 +66,47 @@ def test_duplicates_are_left_out(rng):
         k = (t // 300) % 2
         x[:, t : t + scale.length] += 20 * (D[2] if k else (D[0] + D[1]) / np.linalg.norm(D[0] + D[1]))
     units = Units(D, np.full(3, 20.0), np.full(3, 2.0), np.full(3, 1e-3))
-    made, kept, events, _ = probes.step(x, units, scale, 1.0, rng)
+    around = np.tile(np.arange(10), (10, 1))
+    made, events, _ = probes.step(x, units, around, scale, 1.0, rng)
     assert len(events) == 329
-    assert len(made) == 2
-    assert 2 in kept
+    assert sorted(np.square(made.D).sum(axis=2)[:, 6:].sum(axis=1).round(2)) == [0, 1]
+
+
+def test_a_unit_of_two_neurons_is_split(rng):
+    scale = scales.choose(20000.0)
+    bump = np.exp(-0.5 * np.minimum(((np.arange(scale.length) - scale.before) / 3) ** 2, 80))
+    neurons = np.zeros((2, 4, scale.length), np.float32)
+    neurons[0], neurons[1] = bump * np.array([[4], [3], [2], [1]]), bump * np.array([[3], [4], [1], [2]])
+    neurons *= 20 / np.linalg.norm(neurons, axis=(1, 2), keepdims=True)
+    x = rng.standard_normal((4, 60_000)).astype(np.float32)
+    for i, t in enumerate(rng.integers(300, 59_000, 200)):
+        x[:, t : t + scale.length] += neurons[i % 2]
+    D = neurons.sum(axis=0, keepdims=True) / np.linalg.norm(neurons.sum(axis=0))
+    units = Units(D, np.array([19.5]), np.array([2.0]), np.array([1e-3]))
+    made, _, _ = probes.step(x, units, np.tile(np.arange(4), (4, 1)), scale, 1.0, rng)
+    inner = np.tensordot(made.D, neurons / 20, ((1, 2), (1, 2)))
+    assert inner.shape == (2, 2)
+    assert np.sort(inner.max(axis=1))[0] > 0.99
+
+
+def test_a_fit_over_neighbourhoods_that_was_interrupted_ends_with_the_same_bits(recording, tmp_path):
+    given = {"positions": recording.channel_positions, "checkpoint_every": 0.0}
+    seen = []
+
+    def stop(row):
+        seen.append(row.iteration)
+        if row.iteration > row.max_iter // 2:  # in a neighbourhood after the first
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spikes.fit(recording.data, recording.fs, callback=stop, checkpoint=tmp_path / "half.h5", **given)
+    later = []
+    given |= {"checkpoint": tmp_path / "half.h5", "resume": True}
+    resumed = spikes.fit(recording.data, recording.fs, callback=lambda row: later.append(row), **given)
+    whole = spikes.fit(recording.data, recording.fs, positions=recording.channel_positions)
+    assert later[0].iteration > seen[0], "the first neighbourhood was not learned again"
+    assert np.array_equal(resumed.model.D, whole.model.D)
+    assert np.array_equal(resumed.rate, whole.rate)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((3, 2)), np.zeros(4), np.full((4, 2), np.nan)])

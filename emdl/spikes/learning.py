@@ -37,7 +37,8 @@ _CALM, _STILL = 0.2, 0.05  # change of a waveform below which more units are loo
 _FIRST_EVENTS, _FIRST_PIECES = 1500, 5  # learned from first, at least
 _GROWTHS = 2  # times that units are looked for in the residual
 _NEAR_ITER = 8  # iterations, at most, in one neighbourhood of channels
-_TOGETHER = 4  # iterations, at most, on the units of all neighbourhoods together
+_TOGETHER = 8  # iterations, at most, on the units of all neighbourhoods together
+_OPENED = 3  # of these, in which units may be split
 _SETTLE = 4  # iterations at the end in which the number of units is not touched
 _HISTORY = ("objective", "n_nonzero", "sigma", "change", "seconds", "n_units", "lmbd")
 _UNITS = ("D", "mean", "spread", "rate")
@@ -104,8 +105,6 @@ class _Course:
     history: dict = field(default_factory=lambda: {name: [] for name in _HISTORY})
     ended: str = ""
     converged: bool = False
-    # which units are no background, where they were judged already
-    believed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     def note(self, row):
         """Add an iteration to the history."""
@@ -235,7 +234,8 @@ def _learn(task, max_iter, callback, began, keeper):
 
 def _learn_probe(task, max_iter, callback, began, keeper, positions):
     """Learn the units of many channels, neighbourhood by neighbourhood, then together; return what `_learn` does."""
-    near = probes.neighbourhoods(probes.distances(task.passed, positions))
+    distance = probes.distances(task.passed, positions)
+    near, around = probes.neighbourhoods(distance), probes.nearest(distance)
     C, s = len(task.x), task.scale.length
     course = _restored(keeper.found, task) if keeper.found else _Course(_no_units(C, s), 0)
     began -= max(course.history["seconds"], default=0)
@@ -251,31 +251,36 @@ def _learn_probe(task, max_iter, callback, began, keeper, positions):
         def count(row, done=i * max_iter):
             return callback is not None and callback(replace(row, iteration=done + row.iteration, max_iter=passes))
 
-        own, units, n_found, _ = _learn(part, max_iter, count, began, kept.Checkpoint(None, {}, kind="spikes.fit"))
+        own, units, _, _ = _learn(part, max_iter, count, began, kept.Checkpoint(None, {}, kind="spikes.fit"))
         core = np.flatnonzero(probes.in_core(units, n_core)) if len(units) else np.zeros(0, int)
-        course.units = update.join(course.units, probes.spread_out(units.take(core), channels, C))
-        course.believed = np.append(course.believed, core < n_found)
+        if len(core):
+            events, left = decision.decide(part.x, units, task.scale.unit, xp=task.xp)
+            found = probes.spread_out(
+                task.x, left, events, units, core, channels, around, task.scale, task.whitening.density, part.rng
+            )
+            course.units = update.join(course.units, found)
         course.left = i + 1
         keeper.offer(_state_of(course, task.rng), now=i + 1 == len(near))
         if own.ended.startswith("stopped by the callback"):
             course.ended = own.ended
             break
-    _join_neighbourhoods(task, course, len(near) * max_iter, passes, callback, began)
-    order = np.lexsort((-course.units.mean, ~course.believed))
-    return course, course.units.take(order), int(course.believed.sum()), [course.ended]
+    _join_neighbourhoods(task, course, around, len(near) * max_iter, passes, callback, began)
+    if len(course.units) == 0:
+        return course, course.units, 0, [course.ended]
+    units, n_found, notes = trust.review(task.x, course.units, task.scale)
+    return course, units, n_found, [course.ended, *notes]
 
 
-def _join_neighbourhoods(task, course, done, passes, callback, began):
+def _join_neighbourhoods(task, course, around, done, passes, callback, began):
     """Learn on with the units of all neighbourhoods together, until they stand still."""
     for i in range(_TOGETHER):
         if len(course.units) == 0 or course.ended:
             break
         units = course.units
-        made, kept_, events, residual = probes.step(
-            task.x, units, task.scale, task.whitening.density, task.rng, xp=task.xp
+        made, events, residual = probes.step(
+            task.x, units, around, task.scale, task.whitening.density, task.rng, task.xp, opened=i < _OPENED
         )
-        change = _change(units, made)
-        course.units, course.believed = made, course.believed[kept_]
+        change, course.units = _change(units, made), made
         row = _progress(task, units, events, residual, done + i + 1, passes, change, time.perf_counter() - began)
         course.note(row)
         if callback is not None and callback(row):
@@ -337,9 +342,7 @@ def _state_of(course, rng):
     """Return a course and the random numbers as the state that a checkpoint keeps."""
     names = ("n_events", "left", "iteration", "grown", "held", "ended", "converged")
     state = {name: getattr(course, name) for name in names} | {"rng": kept.of_rng(rng)}
-    state |= {"believed": course.believed.astype(np.float64)} | {
-        f"units_{name}": getattr(course.units, name) for name in _UNITS
-    }
+    state |= {f"units_{name}": getattr(course.units, name) for name in _UNITS}
     state |= {} if course.units.waves is None else {"units_waves": course.units.waves}
     return state | {f"history_{name}": np.array(values, float) for name, values in course.history.items()}
 
@@ -357,9 +360,8 @@ def _restored(state, task):
     n_events, left, iteration, grown, held = counts
     if iteration != n:
         raise FileFormatError(f"the checkpoint is damaged: it tells of {n} iterations and counts {iteration}")
-    believed = kept.array_of(state, "believed", (None,), np.float64) > 0
     ended, converged = kept.value_of(state, "ended", str), kept.value_of(state, "converged", bool)
-    return _Course(decision.Units(*units), n_events, left, iteration, grown, held, history, ended, converged, believed)
+    return _Course(decision.Units(*units), n_events, left, iteration, grown, held, history, ended, converged)
 
 
 def _check_positions(positions, n_channels):

@@ -13,6 +13,7 @@ from emdl.spikes.decision import Units
 
 MOST = 8  # channels that are learned as one neighbourhood
 _CORE, _MARGIN = 4, 4  # channels of a neighbourhood
+_REACH = 24  # channels on which the waveform of a unit is looked for
 _LOOKED = 400  # spikes of a unit that its waveform is averaged from
 _SHARE, _CERTAIN = 0.01, 4.0  # of the energy of a waveform, and of that of noise, that a channel must hold to belong
 _ALIKE, _COMMON = 0.8, 0.5  # cosine and share of common energy of two waveforms that may be of one unit
@@ -72,14 +73,64 @@ def in_core(units, n_core):
     return (units.D.astype(np.float64) ** 2).sum(axis=2).argmax(axis=1) < n_core
 
 
-def spread_out(units, channels, n_channels):
-    """Return the units of a neighbourhood as units of all channels."""
-    D = np.zeros((len(units), n_channels, units.D.shape[2]), np.float32)
-    D[:, channels] = units.D
-    return Units(D, units.mean, units.spread, units.rate)
+def nearest(distance):
+    """Return the channels nearest to each channel, which a unit with its largest deflection there may reach, (C, m)."""
+    return np.argsort(distance, axis=1, kind="stable")[:, :_REACH]
 
 
-def step(x, units, scale, density, rng, xp=np):
+def spread_out(x, part, events, units, core, channels, around, scale, density, rng):
+    """Return units of a neighbourhood as units of all channels, with waveforms as their spikes have them there.
+
+    Parameters
+    ----------
+    x : array (C, N)
+        Whitened signal of all channels.
+    part : array (M, N)
+        What the spikes of the neighbourhood leave over of its channels.
+    events : Events
+        These spikes.
+    units : Units
+        Of the neighbourhood.
+    core : ndarray of int
+        Which of them are wanted.
+    channels : ndarray (M,) of int
+        Of the neighbourhood.
+    around : ndarray (C, m) of int
+        From `nearest`.
+    scale : Scale
+        Durations.
+    density : float
+        Variance of a sample of noise.
+    rng : Generator
+        Chooses the spikes that waveforms are averaged from.
+
+    Returns
+    -------
+    Units
+        Without drift.
+    """
+    inside = update.inside(events, x.shape[1], scale.length, 8)
+    chosen, rows = chosen_spikes(inside, units, scale, rng), []
+    for k in core.tolist():
+        d = np.zeros((len(x), scale.length), np.float32)
+        d[channels] = units.D[k]
+        mean, spread = units.mean[k], units.spread[k]
+        if len(chosen[k][0]):
+            there = around[np.square(d).sum(axis=1).argmax()]
+            there = np.union1d(there, channels[(units.D[k] != 0).any(axis=1)])
+            own, known = inside.take(chosen[k][0]), np.isin(there, channels)
+            pieces = spikes_of(x, own, np.zeros_like(d), there)
+            here = np.searchsorted(channels[np.argsort(channels)], there[known])
+            pieces[:, known] = spikes_of(part, own, units.D[k], np.argsort(channels)[here])
+            d, mean, spread = _unit_of(pieces, own.amplitude, there, len(x), density)
+        rows.append((d, mean, spread, units.rate[k]))
+    if not rows:
+        return Units(np.zeros((0, len(x), scale.length), np.float32), np.zeros(0), np.zeros(0), np.zeros(0))
+    D, mean, spread, rate = zip(*rows, strict=True)
+    return Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
+
+
+def step(x, units, around, scale, density, rng, xp=np, *, opened=True):
     """Find the spikes of all units at once and return the units that their spikes make, without duplicates.
 
     Parameters
@@ -88,6 +139,8 @@ def step(x, units, scale, density, rng, xp=np):
         Whitened signal.
     units : Units
         At least one.
+    around : ndarray (C, m) of int
+        From `nearest`.
     scale : Scale
         Durations.
     density : float
@@ -96,30 +149,44 @@ def step(x, units, scale, density, rng, xp=np):
         Chooses the spikes that waveforms are averaged from.
     xp : module
         As in `decision.decide`.
+    opened : bool
+        Whether units may be split.
 
     Returns
     -------
     Units
         Those with a few spikes.
-    kept : ndarray (K',) of int
-        Which of the units each was.
     events : Events
     residual : ndarray (C, N)
     """
     events, residual = decision.decide(x, units, scale.unit, xp=xp)
     inside = update.inside(events, x.shape[1], scale.length, 8)
     chosen = chosen_spikes(inside, units, scale, rng)
-    rows, kept = [], []
+    rows, spikes = [], []
     for k, (clean, every) in enumerate(chosen):
-        if len(every) >= _FEW:
-            rows.append((*_unit_of(residual, inside.take(clean), units, k, density), len(every) / x.shape[1]))
-            kept.append(k)
+        if len(every) < _FEW:
+            continue
+        there = around[np.square(units.D[k]).sum(axis=1).argmax()]
+        there = np.union1d(there, np.flatnonzero((units.D[k] != 0).any(axis=1)))
+        pieces = spikes_of(residual, inside.take(clean), units.D[k], there)
+        parts = _parts(pieces, inside.time[clean], x.shape[1]) if opened else [np.arange(len(clean))]
+        for part in parts:
+            share = len(part) / len(clean) * len(every)
+            own = inside.amplitude[clean[part]]
+            rows.append((*_unit_of(pieces[part], own, there, len(x), density), share / x.shape[1]))
+            spikes.append((clean[part], every if len(part) == len(clean) else clean[part]))
     if not rows:
-        return units.take([]), np.zeros(0, int), events, residual
+        return units.take([]), events, residual
     D, mean, spread, rate = zip(*rows, strict=True)
     made = Units(np.array(D, np.float32), np.array(mean), np.array(spread), np.array(rate))
-    alone = _without_duplicates(made, [chosen[k] for k in kept], inside, residual, units, x.shape[1], scale)
-    return made.take(alone), np.array(kept)[alone], events, residual
+    alone = _without_duplicates(made, spikes, inside, residual, units, x.shape[1], scale)
+    return made.take(alone), events, residual
+
+
+def _parts(pieces, time, n_samples):
+    """Return the indices of the spikes of each neuron among those of a unit, one array or two."""
+    every = np.arange(len(pieces))
+    return [g.clean for g in groups.split(pieces, [groups.Group(every, every)], time, n_samples)]
 
 
 def chosen_spikes(events, units, scale, rng):
@@ -162,24 +229,24 @@ def spikes_of(residual, events, template, channels):
     room = 4
     s = template.shape[-1]
     x = snippets.cut(residual[channels], events.time - room, s + 2 * room)
-    moved = decision.bank(template[None])[0][:, channels]
-    x[:, :, room : room + s] += events.amplitude[:, None, None] * moved[events.shift]
+    if template.any():
+        moved = decision.bank(template[None])[0][:, channels]
+        x[:, :, room : room + s] += events.amplitude[:, None, None] * moved[events.shift]
     return snippets.advance(x, decision.shifts()[events.shift])[:, :, room : room + s]
 
 
-def _unit_of(residual, events, units, k, density):
-    """Return template, mean and spread of the amplitudes that some spikes of a unit make."""
-    channels = np.arange(len(residual))
-    x = spikes_of(residual, events, units.D[k], channels)
-    mean = np.tensordot(events.amplitude, x, 1) / events.amplitude.sum()
+def _unit_of(x, weight, there, n_channels, density):
+    """Return template on all channels, mean and spread of the amplitudes of spikes (n, m, s) on channels `there`."""
+    mean = np.tensordot(weight, x, 1) / weight.sum()
     energy = (mean.astype(np.float64) ** 2).sum(axis=1)
-    noise = density * mean.shape[1] / len(x)
-    near = energy > max(_SHARE * energy.max(), _CERTAIN * noise)
+    noise = np.maximum(x.var(axis=0, dtype=np.float64).sum(axis=1), density * x.shape[2]) / len(x)
+    near = energy > np.maximum(_SHARE * energy.max(), _CERTAIN * noise)
     near[np.argsort(-energy)[2 * MOST :]] = False
     near[energy.argmax()] = True
     mean[~near] = 0
-    d = mean / np.linalg.norm(mean)
-    amplitude = np.tensordot(x, d, 2)
+    d = np.zeros((n_channels, x.shape[2]), np.float32)
+    d[there] = mean / np.linalg.norm(mean)
+    amplitude = np.tensordot(x, d[there], 2)
     middle = float(np.median(amplitude))
     return d, middle, update.spread_of(amplitude, middle)
 
