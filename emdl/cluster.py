@@ -27,7 +27,7 @@ import numpy as np
 from emdl.backend import one_thread, with_one_blas_thread
 from emdl.device import find_cupy
 from emdl.errors import EmdlError, InputError, InputTypeError
-from emdl.parts import Bench, MissingCodesError, joined
+from emdl.parts import Bench, MissingCodesError, joined, nearest_border
 from emdl.sources import pack, unpack
 
 INSTALL = "pip install 'emdl[dask]'"
@@ -398,8 +398,14 @@ class Fleet:
         for address, mine in self.owner.items():
             chosen = mine if numbers is None else np.intersect1d(mine, numbers)
             if len(chosen):
-                edges = _edges(len(chosen), [1] * min(len(chosen), self.threads[address]))
-                yield from ((address, chosen[a:b]) for a, b in itertools.pairwise(edges) if b > a)
+                yield from ((address, share) for share in self._split(chosen, self.threads[address]))
+
+    def _split(self, numbers, count):
+        """Return parts in so many shares, or fewer, that end where large nodes do."""
+        depth = _depth(sum(self.threads.values()))
+        ends = [numbers[len(numbers) * i // count] for i in range(1, count)]
+        borders = [nearest_border(end, len(self.job.cuts), depth) for end in ends]
+        return [share for share in np.split(numbers, np.searchsorted(numbers, borders)) if len(share)]
 
     def _settle(self, order):
         """Give every part a worker that is there; return the codes that change hands, worker to futures."""
@@ -491,13 +497,16 @@ def assigned(count, before, threads):
 def _edges(count, weights):
     """Return where a row of parts is divided in proportion to weights.
 
-    Shares of many parts begin at multiples of a power of two, by which they change by 3 % at most: their sums then are
-    few nodes of the tree, however many the parts are.
+    The borders are those of large nodes of the tree, which moves them by some per cent of a share at most: the sums of a
+    share then are few nodes, however many the parts are.
     """
-    coarse = 1 << max(0, int(math.log2(max(1, count / len(weights) / 32))))
-    edges = np.rint(np.cumsum([0, *weights]) * count / sum(weights) / coarse).astype(int) * coarse
-    edges[-1] = count
-    return edges
+    depth = _depth(len(weights))
+    places = np.cumsum([0, *weights]) * count / sum(weights)
+    return np.array([0, *(nearest_border(place, count, depth) for place in places[1:-1]), count])
+
+
+def _depth(shares):
+    return max(0, (shares - 1).bit_length()) + 5
 
 
 def _runs(numbers):

@@ -1,9 +1,9 @@
 """Signals in parts, and the sums over them that EM needs.
 
 Everything that an iteration of EM needs is a sum over signals, or a sample of them. Many or long signals are cut into
-parts; the cut follows from their shape alone. Sums of parts are added in float64 along a binary tree over the numbers
-of the parts, which is fixed too. So it does not matter for a single bit who works on which parts: one thread, several,
-or the workers of a cluster (`emdl.cluster`).
+parts; the cut follows from their shape alone. Sums of parts are added in float64 along the tree that halves the row
+of parts again and again, which is fixed too. So it does not matter for a single bit who works on which parts: one
+thread, several, or the workers of a cluster (`emdl.cluster`).
 
 A part of a long signal reads three atoms more on both sides and counts what is its own alone: code positions, and
 samples. Its codes minimise (1) for what it reads; what the margins leave of an error at its borders is below the
@@ -330,11 +330,58 @@ class MissingCodesError(EmdlError):
 
 @dataclass(frozen=True)
 class Node:
-    """The sum of the parts ``index << level`` ... ``((index + 1) << level) - 1``, as far as there are so many."""
+    """The sum of some neighbouring parts: those of a node of the tree that halves them again and again.
 
-    level: int
+    Attributes
+    ----------
+    depth, index : int
+        Where in the tree; the root is (0, 0), the children of (d, i) are (d + 1, 2 i) and (d + 1, 2 i + 1).
+    first : int
+        First part.
+    value : object
+        The sum.
+    """
+
+    depth: int
     index: int
+    first: int
     value: Any
+
+
+def leaf(number, count, value):
+    """Return the node of one of `count` parts."""
+    depth, index, low, high = 0, 0, 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        right = number >= middle
+        low, high = (middle, high) if right else (low, middle)
+        depth, index = depth + 1, 2 * index + right
+    return Node(depth, index, number, value)
+
+
+def nearest_border(place, count, depth):
+    """Return where a node of at most this depth begins or ends, as near as can be to a part.
+
+    Parameters
+    ----------
+    place : float
+        A part, 0 ... count.
+    count : int
+        Number of parts.
+    depth : int
+        Borders of large depth are many; those of small depth leave few nodes on both sides.
+
+    Returns
+    -------
+    int
+    """
+    low, high = 0, count
+    for _ in range(depth):
+        middle = (low + high) // 2
+        if middle == low:
+            break
+        low, high = (middle, high) if place >= middle else (low, middle)
+    return low if place - low < high - place else high
 
 
 def add(a, b):
@@ -347,7 +394,7 @@ def add(a, b):
 
 
 def joined(nodes):
-    """Return nodes with all pairs added that make a node of the level above.
+    """Return nodes with all pairs added that make a node of the depth above.
 
     Parameters
     ----------
@@ -360,24 +407,22 @@ def joined(nodes):
         By increasing number of their parts. The sums do not depend on which pairs were added before.
     """
     stack = []
-    for node in sorted(nodes, key=lambda node: node.index << node.level):
+    for node in sorted(nodes, key=lambda node: node.first):
         stack.append(node)
         while len(stack) > 1 and _are_pair(*stack[-2:]):
             right, left = stack.pop(), stack.pop()
-            stack.append(Node(left.level + 1, left.index // 2, add(left.value, right.value)))
+            stack.append(Node(left.depth - 1, left.index // 2, left.first, add(left.value, right.value)))
     return stack
 
 
 def _are_pair(left, right):
-    return left.level == right.level and left.index % 2 == 0 and right.index == left.index + 1
+    return left.depth == right.depth and left.index % 2 == 0 and right.index == left.index + 1
 
 
 def total(nodes):
     """Return the sum over all parts."""
-    value = None
-    for node in reversed(joined(nodes)):
-        value = add(node.value, value)
-    return value
+    (root,) = joined(nodes)
+    return root.value
 
 
 class Bench:
@@ -418,7 +463,7 @@ class Bench:
             self._forget_others(order.codes.key)
         nodes = []
         for number in sorted(numbers):
-            nodes = joined([*nodes, Node(0, number, self._one(order, self.job.cuts[number]))])
+            nodes = joined([*nodes, leaf(number, len(self.job.cuts), self._one(order, self.job.cuts[number]))])
         return nodes
 
     def sample(self, function, arguments, unit, spans):

@@ -177,7 +177,7 @@ def test_many_parts_take_few_words_and_few_sums(count):
     for mine in shares.values():
         assert len(cluster._runs(mine)) == 1
         if count < 10_000:
-            assert len(parts.joined(parts.Node(0, int(i), 1.0) for i in mine)) <= 11
+            assert len(parts.joined(parts.leaf(int(i), count, 1.0) for i in mine)) <= 10
 
 
 def test_a_worker_works_on_as_many_parts_at_once_as_its_memory_holds(local, client, long_signal, monkeypatch):

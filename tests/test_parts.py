@@ -144,7 +144,7 @@ def test_a_picture_is_cut_into_strips(rng):
 
 def test_the_order_in_which_parts_come_together_changes_no_bit(rng):
     values = rng.standard_normal((13, 3)) * 10.0 ** rng.integers(-8, 8, (13, 3))
-    leaves = [parts.Node(0, i, (v, [i])) for i, v in enumerate(values)]
+    leaves = [parts.leaf(i, 13, (v, [i])) for i, v in enumerate(values)]
     want = parts.total(leaves)
     assert want[1] == list(range(13))
     assert not np.array_equal(want[0], np.add.reduce(values[::-1])), "any order would give these bits"
