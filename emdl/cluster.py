@@ -497,8 +497,8 @@ def assigned(count, before, threads):
 def _edges(count, weights):
     """Return where a row of parts is divided in proportion to weights.
 
-    The borders are those of large nodes of the tree, which moves them by some per cent of a share at most: the sums of a
-    share then are few nodes, however many the parts are.
+    The borders are those of large nodes of the tree, which moves them by some per cent of a share at most: the sums of
+    a share then are few nodes, however many the parts are.
     """
     depth = _depth(len(weights))
     places = np.cumsum([0, *weights]) * count / sum(weights)
