@@ -159,14 +159,14 @@ def train(
     if task == Task.DENOISE:
         from .train_denoise import DEFAULT_MINUTES, DEFAULT_OUTPUT, train_denoiser
 
-        _check_unused(task, units=units, band=band, window_ms=window_ms, max_iter=max_iter, fs=fs, key=key, dtype=dtype,
+        _check_unused(task, units=units, band=band, window_ms=window_ms, fs=fs, key=key, dtype=dtype,
                       channels=channels, layout=layout, skip_channel=skip_channel, probe=probe, dask=dask)  # fmt: skip
         if device == opt.DeviceName.CUDA:
             raise InputError("--task denoise runs on the CPU, got --device cuda; leave it out")
         if noisy:
             from .train_patches import train_patches
 
-            _check_unused(f"{task.value} --noisy", minutes=minutes, layers=layers, colour=colour, resume=resume)
+            _check_unused(f"{task} --noisy", minutes=minutes, layers=layers, colour=colour, resume=resume)
             learn = {"n_atoms": atoms, "max_iter": max_iter, "rng": seed}
             train_patches(recording, output or Path(DEFAULT_OUTPUT), **learn, plot=plot, **shown)
             return
@@ -196,9 +196,7 @@ def _check_unused(task, **options):
     """Refuse options that mean nothing for a task."""
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False, [])]
     if given:
-        raise InputError(
-            f"{', '.join(given)} mean nothing with --task {getattr(task, 'value', task)}; leave out what is for the other task"
-        )
+        raise InputError(f"{', '.join(given)} mean nothing with --task {task}; leave out what is for the other task")
 
 
 @app.command(epilog=EXIT_CODES)

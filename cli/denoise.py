@@ -288,7 +288,7 @@ def _page(page, name, level, model_of, progress, report):
 def _network(given, path, xp, channels, sigma):
     """Return the network for an image, and its facts: the one that was given, else the bundled one that fits."""
     network = restore.as_model(given, len(channels), xp)
-    size = {key: getattr(network, key) for key in ("n_layers", "n_atoms", "n_channels")}
+    size = {key: getattr(network, key) for key in ("n_layers", "n_atoms", "n_channels") if hasattr(network, key)}
     return network, {"model": BUNDLED if path is None else str(path), **size}
 
 
@@ -360,7 +360,11 @@ def _with(facts):
     from rich.markup import escape
 
     names = dict.fromkeys(
-        f"{f['model']}: {f['n_layers']} layers of {f['n_atoms']} atoms" if "n_layers" in f else f["model"]
+        f"{f['model']}: {f['n_layers']} layers of {f['n_atoms']} atoms"
+        if "n_layers" in f
+        else f"{f['model']}: {f['n_atoms']} atoms"
+        if "n_atoms" in f
+        else f["model"]
         for f in facts
     )
     return "[b]With[/b]      " + escape("; ".join(names))

@@ -45,11 +45,7 @@ def train_denoiser(folder, output, *, minutes, learn, plot, checkpoint_every, re
     EmdlError
         If the input is bad or the output cannot be written.
     """
-    if folder is None:
-        raise InputError("emdl train --task denoise wants a folder of photographs; name one")
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {what}, wanted a folder of photographs")
+    check_folder(folder)
     if output.suffix.lower() not in MODEL_SUFFIXES:
         raise InputError(f"a model is an HDF5 file, got -o {output}; end it in .h5")
     outputs = {"model": output}
@@ -109,6 +105,15 @@ def train_denoiser(folder, output, *, minutes, learn, plot, checkpoint_every, re
         screen.put_json(facts)
     elif not quiet:
         _show(facts, output)
+
+
+def check_folder(folder):
+    """Raise an InputError unless a folder was named."""
+    if folder is None:
+        raise InputError("emdl train --task denoise wants a folder of photographs; name one")
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}, wanted a folder of photographs")
 
 
 def _read(folder, *, grey):

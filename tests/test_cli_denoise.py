@@ -377,6 +377,34 @@ def test_a_denoiser_is_trained_and_used(folder, run, photographs):
     assert "a denoising network" in run("info", "mine.h5")[1]
 
 
+def test_a_dictionary_is_learned_from_noisy_photographs_alone(folder, run, rng):
+    """Photographs of different noise levels, no clean one; what is learned is better than a start of cosines."""
+    (folder / "noisy").mkdir()
+    for i, sigma in enumerate((10, 20, 30)):
+        Image.fromarray(photograph(rng, (120, 120), sigma)).save(folder / "noisy" / f"{i}.png")
+    args = ("train", "--task", "denoise", "noisy", "--noisy", "-o", "mine.h5", "--atoms", "40", "--max-iter", "3")
+    code, out, err = run(*args)
+    assert code == 0, err
+    assert names(folder) == ["a.png", "mine.h5", "mine.png", "noisy"]
+    assert "3 photographs, noise" in err
+    assert "iteration 3 of 3" in err
+    assert "without a clean one" in out
+    code, out, err = run("denoise", "noisy/1.png", "--model", "mine.h5", "-o", "clean.png")
+    assert code == 0, err
+    assert "mine.h5: 40 atoms" in out
+    truth = photograph(np.random.default_rng(0), (120, 120), 0).astype(float)
+    before, after = (np.asarray(Image.open(name), float) for name in ("noisy/1.png", "clean.png"))
+    assert np.std(after - truth) < 0.5 * np.std(before - truth)
+    refused(run(*args, "--force", "--layers", "3"), "--layers mean nothing with --task denoise --noisy")
+    refused(run(*args), "exist")
+
+
+def test_photographs_without_noise_are_left_out(folder, run):
+    (folder / "flat").mkdir()
+    Image.fromarray(np.full((40, 40), 90, np.uint8)).save(folder / "flat" / "a.png")
+    refused(run("train", "--task", "denoise", "flat", "--noisy"), "no photograph in flat shows noise")
+
+
 def test_an_interrupted_training_goes_on(folder, run, photographs, monkeypatch):
     args = ("train", "--task", "denoise", photographs, "-o", "mine.h5", "--minutes", "0.06", "--no-plot", *SMALL)
     every = ("--checkpoint-every", "0.3")

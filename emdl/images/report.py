@@ -207,6 +207,23 @@ def _draw_atoms(ax, model):
     ax.set_title(f"The {len(atoms)} atoms it is made of{shown}", size=9)
 
 
+def atoms_figure(model):
+    """Return a page with the atoms of a model.
+
+    Parameters
+    ----------
+    model : object
+        Whose atoms `atoms_of` finds.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    page = Figure(figsize=(6, 6.3), layout="constrained")
+    _draw_atoms(page.subplots(), model)
+    return page
+
+
 def atoms_of(model):
     """Return the atoms (K, C, *s) that a model puts images together from, or None."""
     if hasattr(model, "synthesis"):

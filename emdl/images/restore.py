@@ -59,8 +59,8 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
         is done once for an image runs on the host. It is not written to.
     model : Network, path, or None
         Whatever has a method ``denoise(planes, sigma)`` for planes (n, C, H, W), C = 1 or the number of channels of the
-        image; or the path of a network that ``emdl train --task denoise`` or `Network.save` wrote. By default the
-        network that comes with emdl, trained on photographs.
+        image; or the path of what ``emdl train --task denoise``, `Network.save` or `PatchModel.save` wrote. By default
+        the network that comes with emdl, trained on photographs.
     sigma : float, optional
         Standard deviation of the noise in each channel, on the scale of what is returned: for an image of integers 1 is
         the largest of them. 0 returns the image as it is, too large a value blurs. By default it is estimated, for each
@@ -206,10 +206,21 @@ def _network(path, n_channels):
     from emdl.images import network
 
     if path is not None:
-        return network.Network.load(path)
+        return _load(path)
     with contextlib.suppress(InputError):
         return network.bundled(n_channels)
     return network.bundled()
+
+
+def _load(path):
+    """Return the network or the dictionary of patches in a file."""
+    from emdl.images.learn import TASK, PatchModel
+    from emdl.images.network import Network
+    from emdl.storage import old_file
+
+    with old_file(path) as file:
+        held = file["attributes"].attrs.get("task") if "attributes" in file else None
+    return PatchModel.load(path) if held == TASK else Network.load(path)
 
 
 def plan(channels, model, sigma, *, turn=None):
