@@ -115,7 +115,7 @@ def as_real(x, name):
     x = x.astype(dtype, copy=False)
     good = xp.isfinite(x)
     if not bool(good.all()):
-        first = tuple(int(i[0]) for i in xp.nonzero(~good))
+        first = tuple(int(i[0]) for i in xp.nonzero(xp.atleast_1d(~good)))[: x.ndim]
         raise InputError(f"{name} has a value that is not finite, the first at index {first}; remove or interpolate it")
     return x
 
@@ -283,7 +283,7 @@ def check_number(value, name, low, high=np.inf, *, strict=False):
         If `value` is not one finite number of the range.
     """
     try:
-        number = float(value)
+        number = np.nan if isinstance(value, str | bytes | bool) or np.ndim(value) else float(value)
     except (TypeError, ValueError):
         number = np.nan
     if not np.isfinite(number) or number < low or number > high or (strict and number == low):

@@ -385,7 +385,7 @@ def _first_state(plan, start, rng):
             raise InputError(f"D0 has shape {D.shape}, wanted {plan.D_shape}: (n_atoms, channels of y, *atom_shape)")
     if lmbd0 is None:
         return State(D, xp.full(K, rates.start_lmbd(K, plan.n_positions, sigma)), sigma, sigma)
-    lmbd = as_rates(lmbd0, D) * plan.unit
+    lmbd = as_rates(lmbd0, D, "lmbd0") * plan.unit
     if not bool((lmbd > 0).all()):
         raise InputError(f"lmbd0 is {lmbd0!r}, wanted rates > 0")
     return State(D, lmbd, sigma, sigma)

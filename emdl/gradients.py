@@ -19,7 +19,7 @@ import numpy as np
 
 from emdl._kernels import bands, network, products
 from emdl._kernels.layers import correlate_codes as correlate_at
-from emdl.backend import array_module, check_number, parallel_map
+from emdl.backend import array_module, check_count, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
 from emdl.ops import (
@@ -103,7 +103,7 @@ def backward(trace, g_z, *, n_layers=None):
     g_z = as_codes(g_z, trace.D, trace.stride)[0].astype(y.dtype, copy=False)
     if g_z.shape != shape:
         raise InputError(f"g_z has shape {g_z.shape}, wanted that of the codes, {shape}")
-    if n_layers is not None and not 1 <= n_layers <= T:
+    if n_layers is not None and check_count(n_layers, "n_layers") > T:
         raise InputError(f"n_layers is {n_layers!r}, wanted 1 ... {T}, the number of layers; None for all")
     return backward_full(trace, g_z, n_layers=n_layers)
 

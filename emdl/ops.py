@@ -263,7 +263,7 @@ def as_codes(z, D, stride):
     return z, as_dictionary(D, z.dtype), as_stride(stride, n_axes)
 
 
-def as_rates(lmbd, D):
+def as_rates(lmbd, D, name="lmbd"):
     """Return the rates as an array (K,) of float64 on the device of `D`.
 
     Parameters
@@ -272,6 +272,8 @@ def as_rates(lmbd, D):
         Laplace rates, 1 / data unit, >= 0.
     D : array (K, C, *s)
         Dictionary.
+    name : str
+        What the caller calls them, for the messages.
 
     Returns
     -------
@@ -284,13 +286,16 @@ def as_rates(lmbd, D):
     """
     xp = array_module(D, lmbd if hasattr(lmbd, "dtype") else None)
     try:
-        rates = xp.asarray(lmbd, dtype=np.float64)
+        rates = xp.asarray(lmbd)
+        if rates.dtype.kind not in "fiub":
+            raise TypeError(f"no real numbers, but {rates.dtype}")
+        rates = rates.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"lmbd is {lmbd!r}, wanted finite rates >= 0") from error
+        raise InputError(f"{name} is {lmbd!r}, wanted finite rates >= 0") from error
     if rates.ndim > 1 or (rates.ndim == 1 and rates.shape[0] not in (1, D.shape[0])):
-        raise InputError(f"lmbd has shape {rates.shape}, wanted one rate or {D.shape[0]}, one for each atom")
+        raise InputError(f"{name} has shape {rates.shape}, wanted one rate or {D.shape[0]}, one for each atom")
     if not bool(xp.isfinite(rates).all()) or bool((rates < 0).any()):
-        raise InputError(f"lmbd is {lmbd!r}, wanted finite rates >= 0")
+        raise InputError(f"{name} is {lmbd!r}, wanted finite rates >= 0")
     return xp.broadcast_to(rates, (D.shape[0],)).copy()
 
 

@@ -167,7 +167,7 @@ def as_threshold(theta, D):
     InputError
         If a threshold is negative or not finite, or their number is wrong.
     """
-    rates = as_rates(theta, D)
+    rates = as_rates(theta, D, "theta")
     return (rates[0] if np.ndim(theta) == 0 else rates[: np.size(theta)]).astype(D.dtype)
 
 

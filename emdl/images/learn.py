@@ -31,6 +31,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from emdl.backend import (
     as_dictionary,
+    as_rng,
     as_signals,
     check_count,
     check_number,
@@ -256,7 +257,7 @@ def fit(planes, sigma=None, *, n_atoms=255, atom_shape=(8, 8), max_iter=15, rng=
         sigma = estimate_sigma(images[0], channel_axis=0)
     sigma = check_number(sigma, "sigma", 0, strict=True)
     n_atoms, max_iter = check_count(n_atoms, "n_atoms"), check_count(max_iter, "max_iter")
-    rng = np.random.default_rng(rng)
+    rng = as_rng(rng)
     wide = [np.pad(x / np.float32(sigma), ((0, 0), *((s - 1, s - 1) for s in shape)), mode="reflect") for x in images]
     atoms = _start(wide, n_atoms, shape, rng)
     price, shrink = np.full(n_atoms, math.log(max(n_atoms, 2)), np.float32), float(_SHRINK)

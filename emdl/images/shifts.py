@@ -68,7 +68,7 @@ class ShiftedEncoder:
         if any(t > s for t, s in zip(stride, D.shape[2:], strict=True)):
             raise InputError(f"stride {stride} is longer than an atom of {D.shape[2:]}, which leaves pixels uncovered")
         object.__setattr__(self, "D", D)
-        object.__setattr__(self, "scale", as_rates(self.scale, D))
+        object.__setattr__(self, "scale", as_rates(self.scale, D, "scale"))
         object.__setattr__(self, "stride", stride)
         check_count(self.n_layers, "n_layers")
         for name in ("analysis", "decoder"):
