@@ -17,6 +17,7 @@ import itertools
 import logging
 import math
 import platform
+import signal
 import threading
 import time
 import uuid
@@ -82,9 +83,10 @@ def connect(where):
         number = where.removeprefix(LOCAL)
         if not number.isdigit() or int(number) < 1:
             raise InputError(f"--dask is {where}, wanted local:N with N >= 1 workers, or tcp://host:port")
-        cluster = _distributed().LocalCluster(
-            n_workers=int(number), threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
-        )
+        with _deaf_children():
+            cluster = _distributed().LocalCluster(
+                n_workers=int(number), threads_per_worker=1, dashboard_address=":0", silence_logs=logging.ERROR
+            )
         with cluster, _distributed().Client(cluster) as client:
             yield client
         return
@@ -98,10 +100,24 @@ def connect(where):
         yield client
 
 
+@contextlib.contextmanager
+def _deaf_children():
+    """Let processes that start in this context not hear Ctrl-C: this one answers, which may need them to the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def describe(client):
     """Return a sentence on a cluster: its workers, threads, and where to watch it."""
     threads = _ask(client, client.nthreads)
-    count = f"{len(threads)} worker{'s' * (len(threads) != 1)} with {sum(threads.values())} threads"
+    total = sum(threads.values())
+    count = f"{len(threads)} worker{'s' * (len(threads) != 1)} with {total} thread{'s' * (total != 1)}"
     try:
         importlib.import_module("bokeh")
         watch = f"watch at {client.dashboard_link}"

@@ -239,6 +239,13 @@ def test_data_of_this_process_do_not_travel(client, long_signal, monkeypatch):
         fitted(np.asarray(long_signal), client=client)
 
 
+def test_workers_of_this_machine_do_not_hear_an_interrupt():
+    with cluster.connect("local:1") as client:
+        assert list(client.run(signal.getsignal, signal.SIGINT).values()) == [signal.SIG_IGN]
+        assert "1 worker with 1 thread at tcp://127.0.0.1:" in cluster.describe(client)
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
 def test_a_persisted_dask_array_is_refused(client, long_signal):
     array = pytest.importorskip("dask.array").from_array(long_signal, chunks=(1, 2, 9000)).persist()
     with pytest.raises(InputError, match="persisted"):
