@@ -237,7 +237,7 @@ def test_superfluous_atoms_are_named_in_the_message(simulated):
         ({"sigma": 0.0}, "sigma is 0.0"),
         ({"tol_codes": 0.0}, "tol_codes is 0.0"),
         ({"lmbd0": [1.0, 0.0]}, "lmbd0 is"),
-        ({"lmbd0": [1.0, 2.0, 3.0]}, "lmbd has shape"),
+        ({"lmbd0": [1.0, 2.0, 3.0]}, "lmbd0 has shape"),
         ({"D0": np.ones((2, 3, 9))}, "D0 has shape (2, 3, 9), wanted (2, 3, 13)"),
         ({"target": np.ones((5, 3, 9))}, "target has shape"),
         ({"stride": 3}, "stride 3 leave"),
