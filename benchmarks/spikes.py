@@ -179,13 +179,13 @@ def run_oracle(recording, arrays, share=0.4):
     return sample, unit, {}
 
 
-def run_peer(name):
-    """Return what runs a sorter of SpikeInterface with its default settings."""
+def run_peer(name, **changed):
+    """Return what runs a sorter of SpikeInterface with its default settings, but for those that are changed."""
 
     def run(recording, arrays):
         import spikeinterface.full as si
 
-        more = {"whitening_seed": 0} if name == "mountainsort5" else {}
+        more = changed | ({"whitening_seed": 0} if name == "mountainsort5" else {})
         with tempfile.TemporaryDirectory(prefix="emdl-bench-") as scratch, contextlib.redirect_stdout(io.StringIO()):
             sorting = si.run_sorter(name, recording, folder=f"{scratch}/out", verbose=False, **more)
             spikes = sorting.to_spike_vector()
@@ -318,6 +318,7 @@ def curve(store, options):
     for level in LEVELS:
         store.cell(f"curve emdl {level} {seed}", functools.partial(emdl_curve, level, seed, options.cache))
         store.cell(f"curve naive {level} {seed}", functools.partial(naive_curve, level, seed, options.cache))
+        store.cell(f"curve spykingcircus2 {level} {seed}", functools.partial(peer_curve, level, seed, options.cache))
     draw_curves(store, seed)
 
 
@@ -365,13 +366,25 @@ def naive_curve(level, seed, cache):
     ]
 
 
+def peer_curve(level, seed, cache):
+    """Return (threshold, misses, false alarms) of spykingcircus2, the best of the peers; 5 is its default."""
+    recording, truth, arrays = load(stored(cache, level, seed))
+    detection = {"method": "matched_filtering", "pipeline_kwargs": {}}
+    rows = []
+    for threshold in (3.5, 5, 7, 10):
+        given = detection | {"method_kwargs": {"peak_sign": "neg", "detect_threshold": threshold}}
+        rows.append([threshold, *errors_of(truth, *run_peer("spykingcircus2", detection=given)(recording, arrays)[:2])])
+    return rows
+
+
 def draw_curves(store, seed):
-    """Draw what is stored: curves of emdl and of k-means, points of the peers and the oracle at their defaults."""
+    """Draw what is stored: curves of emdl, its best peer and k-means, points of the others at their defaults."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(LEVELS), figsize=(11, 3.8), sharex=True, sharey=True, layout="constrained")
     for axis, (level, snr) in zip(axes, LEVELS.items(), strict=True):
-        for name, label, colour in (("emdl", "emdl", "C3"), ("naive", "threshold + PCA + k-means", "0.5")):
+        drawn = {"emdl": ("emdl", "C3"), "naive": ("threshold + PCA + k-means", "0.5")}
+        for name, (label, colour) in (drawn | {"spykingcircus2": ("spykingcircus2", "C0")}).items():
             if f"curve {name} {level} {seed}" not in store.cells:
                 continue
             _, missed, false = np.array(store.cells[f"curve {name} {level} {seed}"]).T

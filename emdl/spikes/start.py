@@ -13,7 +13,8 @@ from emdl.spikes.mixture import cluster, components, project
 _WIDTHS = (0.07, 0.14, 0.28)  # of the Gaussian bumps that events are compared with, duration units
 _FALSE = 1e-6  # probability that a sample of pure noise stands out
 _APART = 1.2  # duration units between events
-_DIMS, _MOST_GROUPS, _MOST_EVENTS = 10, 24, 3000
+_DIMS, _MOST_GROUPS, _MOST_EVENTS = 10, 24, 3000  # of a tetrode
+_WIDER, _MORE = 6, 6  # dimensions besides the channels, and groups a channel, of more channels: they see more neurons
 _PIECE, _LEVEL = 1 << 16, 150_000  # samples filtered by one thread; samples that the level of the noise is taken from
 _PARTS = 16  # of a sample, to which events are aligned
 _FEW = 10  # events below which a group is not believed
@@ -138,8 +139,9 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
     n_events = len(at)
     if n_events < _FEW:
         return np.zeros((0, C, scale.length), np.float32), n_events
-    if len(at) > _MOST_EVENTS:
-        chosen = np.sort(rng.choice(len(at), _MOST_EVENTS, replace=False))
+    most = _MOST_EVENTS * max(C, 4) // 4
+    if len(at) > most:
+        chosen = np.sort(rng.choice(len(at), most, replace=False))
         at, rest = at[chosen], rest[chosen]
     pieces = snippets.cut(x, at - scale.before - spare, scale.length + 2 * spare)
     pieces = snippets.advance(pieces, np.round(_PARTS * rest) / _PARTS)[:, :, spare:-spare]
@@ -152,10 +154,10 @@ def waveforms(x, whitening, scale, rng, *, covered=None):
 
 def _tight_groups(pieces, time, n_samples, rng):
     """Return the groups of events whose members look alike but for the noise."""
-    flat = pieces.reshape(len(pieces), -1)
-    mean, axes = components(flat, min(_DIMS, len(flat) - 1))
+    flat, C = pieces.reshape(len(pieces), -1), pieces.shape[1]
+    mean, axes = components(flat, min(max(_DIMS, C + _WIDER), len(flat) - 1))
     points = project(flat, mean, axes)
-    label = cluster(points, min(_MOST_GROUPS, max(1, len(points) // 15)), rng)
+    label = cluster(points, min(max(_MOST_GROUPS, _MORE * C), max(1, len(points) // 15)), rng)
     found = []
     for k in range(label.max() + 1):
         members = np.flatnonzero(label == k)
