@@ -171,15 +171,17 @@ class Network:
             raise InputError(f"sigma is {sigma.tolist()}, wanted finite numbers >= 0")
         if check_count(n_views, "n_views") > N_VIEWS:
             raise InputError(f"n_views is {n_views}, wanted at most {N_VIEWS}")
-        out = planes.astype(np.float32)
+        out, xp = planes.astype(np.float32), array_module(planes)
         filled = positions = 0
         for i in np.flatnonzero(sigma > 0):
             mean = planes[i].mean(axis=(1, 2), keepdims=True, dtype=np.float64)
-            scaled = ((planes[i] - mean) / sigma[i]).astype(np.float32)
+            scaled = xp.empty(planes[i].shape, np.float32)
+            xp.subtract(planes[i], mean, out=scaled, casting="same_kind")  # no copy in double precision
+            scaled /= np.float32(sigma[i])
             for (rows, columns), (clean, nonzeros, codes) in self._tiles(scaled, n_views):
                 out[i][:, rows, columns] = clean
                 filled, positions = filled + nonzeros, positions + codes
-            out[i] = sigma[i] * restore(scaled, out[i]) + mean
+            xp.add(restore(scaled, out[i]) * np.float32(sigma[i]), mean, out=out[i], casting="same_kind")
         return out, filled / max(positions, 1)
 
     def _tiles(self, image, n_views):

@@ -436,49 +436,73 @@ def train(
     EmdlError
         If no gradient is finite any more.
     """
+    levels = _levels(sigma, noisy)
+    if (seconds is None) == (steps is None):
+        raise InputError("give the length of the training as either seconds or steps")
+    check_count(n_atoms, "n_atoms", BLOCK), check_count(n_layers, "n_layers"), check_count(batch, "batch")
+    _check_crop(crop, stride)
+    if tied not in _TIES:
+        raise InputError(f"tied is {tied!r}, wanted one of {', '.join(_TIES)}")
+    crops, seed = Crops(photographs, crop), check_count(rng, "rng", 0)
+    if network is None:
+        network = start_network(n_atoms, n_layers, crops.images[0].shape[0], stride=stride, rng=seed)
+    state = _State(Parameters.of(network), network.stride, 0.0)
+    asked = {"sigma": [*levels], "noisy": bool(noisy), "batch": batch, "crop": crop, "tied": tied, "rng": seed}
+    with _kept(state, checkpoint, resume, asked, photographs):
+        reports = _Reports(state, validation, callback, every)
+        begun, done = time.monotonic() - state.seconds, _done(state, seconds, steps)
+        while done < 1:
+            loss, share, gradient = _batch(state, crops, levels, batch, (seed, state.adam.step), noisy)
+            _tie(Parameters(state.parameters.shape, gradient), tied)
+            state.apply(gradient, rate * _schedule(done))
+            state.seconds = time.monotonic() - begun
+            done = _done(state, seconds, steps)
+            reports.add(loss, share, done)
+            if pause is not None:
+                pause()
+    return state.parameters.network(network.stride, {"steps": state.adam.step, "seconds": state.seconds})
+
+
+def _levels(sigma, noisy):
+    """Return the smallest and the largest noise level."""
     low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
     low, high = check_number(low, "sigma", 0, strict=True), check_number(high, "sigma", low)
     if noisy and low < high:
         raise InputError(f"sigma is {sigma}, wanted one number, the noise level of the noisy images")
-    if (seconds is None) == (steps is None):
-        raise InputError("give the length of the training as either seconds or steps")
-    check_count(n_atoms, "n_atoms", BLOCK), check_count(n_layers, "n_layers"), check_count(batch, "batch")
+    return low, high
+
+
+def _check_crop(crop, stride):
     if (crop - ATOM) % stride or (crop - ATOM) // stride < 11 or crop <= 2 * MARGIN:
         raise InputError(
             f"a crop of {crop} does not fit stride {stride}; 8 + {stride} n with n >= 11 does, 78 by default"
         )
-    if tied not in _TIES:
-        raise InputError(f"tied is {tied!r}, wanted one of {', '.join(_TIES)}")
-    crops = Crops(photographs, crop)
-    n_channels = crops.images[0].shape[0]
-    seed = check_count(rng, "rng", 0)
-    if network is None:
-        network = start_network(n_atoms, n_layers, n_channels, stride=stride, rng=seed)
-    state = _State(Parameters.of(network), network.stride, 0.0)
-    asked = {"sigma": [low, high], "noisy": bool(noisy), "batch": batch, "crop": crop, "tied": tied, "rng": seed}
-    with _kept(state, checkpoint, resume, asked, photographs):
-        begun, reported, last = time.monotonic() - state.seconds, time.monotonic(), state.adam.step
-        losses, shares = [], []
-        done = _done(state, seconds, steps)
-        while done < 1:
-            loss, share, gradient = _batch(state, crops, (low, high), batch, (seed, state.adam.step), noisy)
-            _tie(Parameters(state.parameters.shape, gradient), tied)
-            state.apply(gradient, rate * _schedule(done))
-            losses.append(loss)
-            shares.append(share)
-            state.seconds = time.monotonic() - begun
-            done = _done(state, seconds, steps)
-            if time.monotonic() - reported > every or done >= 1:
-                now = state.parameters.network(network.stride)
-                psnr = validate(now, validation) if validation else {}
-                state.write()
-                if callback is not None and state.adam.step > last:
-                    means = float(np.mean(losses)), float(np.mean(shares))
-                    callback(Progress(state.adam.step, state.seconds, min(done, 1.0), *means, psnr, now))
-                reported, last, losses, shares = time.monotonic(), state.adam.step, [], []
-            if pause is not None:
-                pause()
-    return state.parameters.network(network.stride, {"steps": state.adam.step, "seconds": state.seconds})
+
+
+class _Reports:
+    """What is told of a training, and when; each report writes the checkpoint too."""
+
+    def __init__(self, state, validation, callback, every):
+        self.state, self.validation, self.callback, self.every = state, validation, callback, every
+        self._begin()
+
+    def _begin(self):
+        self.time, self.step, self.losses, self.shares = time.monotonic(), self.state.adam.step, [], []
+
+    def add(self, loss, share, done):
+        """Take note of a step; report if it is time, or the training is over."""
+        self.losses.append(loss)
+        self.shares.append(share)
+        if time.monotonic() - self.time <= self.every and done < 1:
+            return
+        state = self.state
+        now = state.parameters.network(state.stride)
+        psnr = validate(now, self.validation) if self.validation else {}
+        state.write()
+        if self.callback is not None and state.adam.step > self.step:
+            means = float(np.mean(self.losses)), float(np.mean(self.shares))
+            self.callback(Progress(state.adam.step, state.seconds, min(done, 1.0), *means, psnr, now))
+        self._begin()
 
 
 @contextlib.contextmanager
