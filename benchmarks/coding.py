@@ -50,17 +50,17 @@ SUITE = {
     "tetrode": (*BOTH, "alphacsc LGCD", "alphacsc FISTA", "dicodile LGCD", *_sporco(3)[:2]),
     "many-10000": BOTH,
     "many-1000": _sporco(0.5)[:2],
+    **{f"scaling-{10**n}": ("emdl float32",) for n in range(4, 9)},
     "many-100": ("alphacsc LGCD", "alphacsc LGCD n_seg=1", "alphacsc FISTA"),
     "w2-1000000": (*BOTH, "alphacsc LGCD", "dicodile LGCD", *_sporco(0.5)[:2]),
     "w1-0.2": (*BOTH, *_sporco(10)[:2]),
     "w2-300000": (*BOTH, *CONVEX),
     "w1-0.05-512": (*BOTH, *_sporco(3)[:2]),
     "w2-3000": (*BOTH, *CONVEX),
-    **{f"scaling-{10**n}": ("emdl float32",) for n in range(4, 9)},
 }
 # what decides the targets and takes a few minutes on an idle machine: emdl and what was the fastest of its peers
 ESSENTIAL = (
-    r"machine|(w1-0\.(05|01|005)|w2-(10000|30000|1000000)|tetrode|many-10000) \| emdl float32$"
+    r"machine|scaling-|(w1-0\.(05|01|005)|w2-(10000|30000|1000000)|tetrode|many-10000) \| emdl float32$"
     r"|.* \| SPORCO ADMM float32 auto=0|w2-30000 \| alphacsc LGCD$|w2-(10000|30000) \| CVXPY (CLARABEL|ECOS)"
 )
 TUNING = {
