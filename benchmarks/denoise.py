@@ -141,8 +141,8 @@ def stored(folder):
 def table(cells, names):
     """Return mean PSNR (number of images) and processor seconds as Markdown, over these images alone."""
     lines = [
-        "| method | " + " | ".join(f"{s}" for s in LEVELS) + " | images | processor s per image |",
-        "|---" * 6 + "|",
+        "| method | " + " | ".join(f"{s}" for s in LEVELS) + " | images | s per image: wall | processor |",
+        "|---" * 7 + "|",
     ]
     for method in METHODS:
         mine = [c for c in cells if c["method"] == method and c["image"] in names and c["level"] in LEVELS]
@@ -152,8 +152,9 @@ def table(cells, names):
         for level in LEVELS:
             values = [c["psnr"] for c in mine if c["level"] == level]
             means.append(f"{statistics.mean(values):.2f} ({len(values)})" if values else "-")
-        seconds = statistics.mean(c["processor"] for c in mine)
-        lines.append(f"| {NAMES[method]} | {' | '.join(means)} | {len({c['image'] for c in mine})} | {seconds:.2f} |")
+        means.append(f"{len({c['image'] for c in mine})}")
+        means += [f"{statistics.mean(c[clock] for c in mine):.3f}" for clock in ("seconds", "processor")]
+        lines.append(f"| {NAMES[method]} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 

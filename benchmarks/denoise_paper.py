@@ -5,6 +5,7 @@ python benchmarks/denoise_paper.py --quick            fewer steps, one seed, one
 python benchmarks/denoise_paper.py --steps 10000 --layers 30 --crop 128 --shifts 25 --out results/paper_full
                                                       the size of the authors' training, about two days
 python benchmarks/denoise_paper.py --report           the report alone
+python benchmarks/denoise_paper.py --gabor            Gabor functions fitted to atoms learned from a start of noise
 
 One cell is one training: a way to get lambda, a noise level, a seed, tied or untied. All ways start from the same
 dictionary and see the same crops with the same noise in the same order; each cell is stored when it is done.
@@ -92,10 +93,10 @@ def start(photos, seed, layers, tied):
     return ShiftedEncoder(D, START, STRIDE, layers, centred=False, **others)
 
 
-def train(photos, way, sigma, seed, tied, budget):
-    """Return the trained encoder and what happened on the way."""
+def train(photos, way, sigma, seed, tied, budget, begin=None):
+    """Return the trained encoder and what happened on the way; it begins as `start` says, unless it is given."""
     rng = np.random.default_rng([11, seed, sigma])
-    one, s = start(photos, seed, budget.layers, tied), sigma / 255
+    one, s = begin or start(photos, seed, budget.layers, tied), sigma / 255
     adam = {name: _Adam() for name in ("scale", "D", *(() if tied else ("analysis", "decoder")))}
     losses, began = [], time.process_time()
     for number in range(budget.steps):
@@ -284,6 +285,28 @@ def _differences(cells):
     return lines
 
 
+def gabor(data, folder, budget, seed=0):
+    """Print which share of atoms Gabor functions explain: noise, what EM learns from it at sigma 20, cosines."""
+    from emdl.images.gabor import draw_atoms, fit_gabors
+
+    photos = [(image / 255).astype(np.float32) for image in list(photographs(data / "train400").values())[:-HELD]]
+    noise = np.random.default_rng([13, seed]).standard_normal((ATOMS, 1, SIZE, SIZE))
+    begin = ShiftedEncoder(normalize_atoms(noise).astype(np.float32), START, STRIDE, budget.layers, centred=False)
+    one, _ = train(photos, "em", 20, seed, True, budget, begin)
+    one.save(folder / f"gabor_{seed}.h5")
+    found = {}
+    for name, D in {"noise": begin.D, "learned from noise": one.D, "cosines": cosines(SIZE)}.items():
+        fits = fit_gabors(D, n_starts=2)
+        shares = [fit.share for fit in fits]
+        found[name] = {"mean": statistics.mean(shares), "above 0.8": statistics.mean(s > 0.8 for s in shares)}
+        if name == "learned from noise":
+            draw_atoms(D, fits, folder / "gabor.png")
+    held = dict(list(photographs(data / "train400").items())[-HELD:][:6])
+    found["held-out (dB)"] = score(one, held, 20)
+    (folder / f"gabor_{seed}_shares.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(json.dumps(found, indent=1))
+
+
 COLOURS = {
     "em": "#0072B2",
     "bias": "#D55E00",
@@ -362,6 +385,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "denoise_paper")
     parser.add_argument("--quick", action="store_true", help="three short cells")
     parser.add_argument("--report", action="store_true", help="the report alone")
+    parser.add_argument("--gabor", action="store_true", help="one training from noise, and Gabor functions")
     parser.add_argument("--authors", type=pathlib.Path, help="crsae_authors.npz: score the authors' dictionaries too")
     parser.add_argument("--minutes", type=float, default=math.inf, help="processor time after which no cell begins")
     for name, value in asdict(Budget()).items():
@@ -371,6 +395,9 @@ def main():
     if given.quick:
         budget, given.out = replace(budget, steps=60), given.out / "quick"
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.gabor:
+        gabor(given.data, given.out, budget)
+        return
     if not given.report:
         run(plan(given.quick), budget, given.data, given.out, 60 * given.minutes)
     if given.authors:
