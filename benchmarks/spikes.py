@@ -389,7 +389,7 @@ def draw_curves(store, seed):
                 continue
             _, missed, false = np.array(store.cells[f"curve {name} {level} {seed}"]).T
             axis.plot(np.maximum(false, 0.05), np.maximum(missed, 0.05), ".-", color=colour, label=label)
-        colours = {"emdl": "C3", "oracle": "k", "naive": "0.5", "mountainsort5": "C4"}
+        colours = {"emdl": "C3", "oracle": "k", "naive": "0.5", "mountainsort5": "C4", "simple": "C2"}
         labels = {"oracle": "true templates, greedy", "naive": "threshold + PCA + k-means"}
         for name, marker in zip(("emdl", "oracle", "naive", *PEERS), ".*xos^v", strict=True):
             cell = store.cells.get(f"tetrode {name} {level} {seed}")

@@ -69,23 +69,9 @@ class SimulatedRecording:
 
 
 def tetrode(
-    duration_s=20.0,
-    n_units=4,
-    *,
-    n_channels=4,
-    fs=30000.0,
-    rate_hz=(2.0, 20.0),
-    peak_uv=(60.0, 300.0),
-    noise_uv=10.0,
-    background=0.3,
-    jitter=0.05,
-    drift=0.1,
-    burst=0.1,
-    overlap=0.0,
-    refractory_ms=2.0,
-    max_correlation=0.9,
-    rng=None,
-):
+    duration_s=20.0, n_units=4, *, n_channels=4, fs=30000.0, rate_hz=(2.0, 20.0), peak_uv=(60.0, 300.0), noise_uv=10.0,
+    background=0.3, jitter=0.05, drift=0.1, burst=0.1, overlap=0.0, refractory_ms=2.0, max_correlation=0.9, rng=None,
+):  # fmt: skip
     """Return a simulated extracellular recording in microvolt, unfiltered, with every spike known.
 
     Units sit at random places around the channels (corners of a square, 25 um apart). They fire as Poisson processes
@@ -164,20 +150,11 @@ def tetrode(
     times, units, order_in_burst = _merge(trains, fs, n_samples, tables.shape[3])
     amplitudes = _amplitudes(times / n_samples, units, order_in_burst, jitter, drift, rng)
     clean = _place(tables, times, units, amplitudes, n_samples, fs).astype(np.float32)
-    noise = _noise(n_samples, channels, fs, noise_uv * np.sqrt(1 - background), rng)
-    noise += _far_neurons(n_samples, channels, fs, noise_uv * np.sqrt(background), rng).astype(np.float32)
+    noise = _all_noise(n_samples, channels, fs, noise_uv, background, rng)
     return SimulatedRecording(
-        data=clean + noise,
-        clean=clean,
-        fs=fs,
-        spike_samples=times,
-        spike_units=units,
-        spike_amplitudes=amplitudes,
-        waveforms=tables[:, :, 0].copy(),
-        trough=_trough(fs),
-        unit_positions=positions,
-        channel_positions=channels,
-    )
+        data=clean + noise, clean=clean, fs=fs, spike_samples=times, spike_units=units, spike_amplitudes=amplitudes,
+        waveforms=tables[:, :, 0].copy(), trough=_trough(fs), unit_positions=positions, channel_positions=channels,
+    )  # fmt: skip
 
 
 def _trough(fs):
@@ -286,6 +263,12 @@ def _amplitudes(part, units, order_in_burst, jitter, drift, rng):
 
 def _in_band(frequency):
     return (frequency >= SPIKE_BAND[0]) & (frequency <= SPIKE_BAND[1])
+
+
+def _all_noise(n_samples, channels, fs, level, background, rng):
+    """Return noise of a standard deviation of `level`, the share `background` of its power being far neurons."""
+    noise = _noise(n_samples, channels, fs, level * np.sqrt(1 - background), rng)
+    return noise + _far_neurons(n_samples, channels, fs, level * np.sqrt(background), rng).astype(np.float32)
 
 
 def _far_neurons(n_samples, channels, fs, level, rng):

@@ -191,29 +191,43 @@ def fit(
     2
     """
     data, max_iter = check_recording(data), check_count(max_iter, "max_iter")
-    n_units = None if n_units is None else check_count(n_units, "n_units")
     positions = None if positions is None else _check_positions(positions, len(data))
     scale = scales.choose(fs, band=band, window_ms=window_ms)
-    if n_units is not None and n_units * scale.length > data.shape[1]:
-        raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
-    began = time.perf_counter()
+    n_units, began = _check_units(n_units, scale, data), time.perf_counter()
     asked = {"data": data, "fs": fs, "n_units": n_units, "window_ms": window_ms, "band": band, "max_iter": max_iter}
-    asked |= {} if positions is None else {"positions": positions}
-    asked, rng = asked | {"rng": rng}, as_rng(rng)
+    asked |= ({} if positions is None else {"positions": positions}) | {"rng": rng}
     with kept.Checkpoint(checkpoint, asked, kind="spikes.fit", every=checkpoint_every, resume=resume) as keeper:
-        white = whitening.learn(data, scale)
-        x, passed = _stretch(data, white, scale)
-        task = _Task(x, passed, white, scale, rng, choose(device)[0])
+        task = _task(data, scale, as_rng(rng), choose(device)[0])
         learn = _learn if len(data) <= probes.MOST else functools.partial(_learn_probe, positions=positions)
-        course, units, n_found, said = learn(task, max_iter, callback, began, keeper)
+        learned = learn(task, max_iter, callback, began, keeper)
+    return replace(_finish(task, *_asked_for(task, n_units, *learned)), learned=(data.shape[1], mark(data)))
+
+
+def _check_units(n_units, scale, data):
+    if n_units is None:
+        return None
+    n_units = check_count(n_units, "n_units")
+    if n_units * scale.length > data.shape[1]:
+        raise InputError(f"n_units is {n_units}, more waveforms than the recording of {data.shape[1]} samples can hold")
+    return n_units
+
+
+def _task(data, scale, rng, xp):
+    """Return what all iterations work on."""
+    white = whitening.learn(data, scale)
+    return _Task(*_stretch(data, white, scale), white, scale, rng, xp)
+
+
+def _asked_for(task, n_units, course, units, n_found, said):
+    """Return units, how many are no background, course and what is to be said, with the number of units asked for."""
     if n_found and n_units is not None:
-        units, n_found = number.fewer(units, n_found, n_units, scale.unit)
-        units, n_found = number.more(x, units, n_units, scale, white.density)
-        said += [] if n_found == n_units else [f"only {n_found} of {n_units} units could be told apart"]
+        units, n_found = number.fewer(units, n_found, n_units, task.scale.unit)
+        units, n_found = number.more(task.x, units, n_units, task.scale, task.whitening.density)
+        said = [*said, *([] if n_found == n_units else [f"only {n_found} of {n_units} units could be told apart"])]
     if n_found == 0:
         course.converged = True
         said = ["no units: nothing in the recording stands out of the noise again and again", *said[1:]]
-    return replace(_finish(task, units, n_found, course, said), learned=(data.shape[1], mark(data)))
+    return units, n_found, course, said
 
 
 def _learn(task, max_iter, callback, began, keeper):
