@@ -2,7 +2,7 @@
 
 python benchmarks/run.py --suite spikes                          all tables that are not stored yet, and the figures
 python benchmarks/run.py --suite spikes --quick                  seed 0, emdl and the quick peers
-python benchmarks/run.py --suite spikes --only tetrode           one of the parts: tetrode, curve, streaming
+python benchmarks/run.py --suite spikes --only tetrode           one of the parts: tetrode, curve, streaming, wide
 python benchmarks/run.py --suite spikes --sorters emdl --seeds 3 --again
 
 Every result is one cell of ``spikes.json`` and is not measured again unless ``--again`` says so; so a run that was
@@ -35,7 +35,8 @@ import numpy as np
 LEVELS = {"easy": (8.0, 20.0), "medium": (5.0, 12.0), "hard": (3.5, 8.0)}
 NOISE = 10.0  # uV
 FS, SECONDS, UNITS = 30000.0, 60.0, 8
-PARTS = ("tetrode", "curve", "streaming")
+PARTS = ("tetrode", "curve", "streaming", "wide")
+WIDE = (32, 64)  # channels of the recordings of 50 units
 PEERS = ("simple", "spykingcircus2", "tridesclous2", "mountainsort5")
 SORTERS = ("emdl", "naive", "oracle", *PEERS)
 DEFAULT_CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "emdl-benchmarks"
@@ -450,6 +451,72 @@ def streamed(data, model, minutes, cache):
     n, mib, wall, used = map(float, out.split())
     path.unlink()
     return {"n_spikes": int(n), "anonymous_mib": mib, "seconds": wall, "processor_s": used, "load": os.getloadavg()[0]}
+
+
+def wide(store, options):
+    """Measure learning and search of ten minutes of 50 units on 32 and 64 channels."""
+    for channels in WIDE:
+        store.cell(f"wide {channels}", functools.partial(on_many_channels, channels, options.cache))
+
+
+def make_wide(channels, folder, seconds=600, units=50):
+    """Write a simulated recording of many channels as int16, a quarter uV each, with its truth."""
+    import spikeinterface.full as si
+
+    recording, truth = si.generate_ground_truth_recording(
+        durations=[seconds], sampling_frequency=FS, num_channels=channels, num_units=units, seed=0,
+        generate_sorting_kwargs={"firing_rates": (2.0, 15.0), "refractory_period_ms": 3.0}, ms_before=1.0, ms_after=3.0,
+        noise_kwargs={"noise_levels": NOISE, "strategy": "tile_pregenerated"},
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    n, step = round(seconds * FS), round(10 * FS)
+    file = np.memmap(folder / "x.dat", np.int16, "w+", shape=(n, channels))
+    for a in range(0, n, step):
+        part = recording.get_traces(start_frame=a, end_frame=min(n, a + step))
+        file[a : a + step] = np.clip(np.round(4 * part), -32000, 32000)
+    file.flush()
+    spikes = truth.to_spike_vector()
+    np.savez(
+        folder / "truth.npz", sample=spikes["sample_index"], unit=spikes["unit_index"],
+        snr=np.abs(recording.templates).max(axis=(1, 2)) / NOISE, positions=recording.get_channel_locations(),
+    )  # fmt: skip
+
+
+_WIDE = """
+import json, resource, sys, time
+import numpy as np
+from emdl import metrics, spikes
+folder, channels = sys.argv[1], int(sys.argv[2])
+truth = np.load(folder + "/truth.npz")
+x = np.memmap(folder + "/x.dat", np.int16, "r").reshape(-1, channels).T
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+clock = lambda: (time.perf_counter(), time.process_time())
+begun = clock()
+model = spikes.fit(x, 30000.0, positions=truth["positions"])
+learned, fit_mib = clock(), peak()
+found = spikes.detect(x, model)
+done = clock()
+scores = metrics.compare_sortings(found, (truth["sample"], truth["unit"]), fs=30000.0, delta_ms=0.4)
+snr = truth["snr"][np.array(scores.true_units, int)]
+within = [(a, b, (snr >= a) & (snr < b)) for a, b in ((0, 4), (4, 8), (8, 12), (12, 1000))]
+print(json.dumps({
+    "fit_s": learned[0] - begun[0], "fit_processor_s": learned[1] - begun[1], "fit_mib": fit_mib,
+    "detect_s": done[0] - learned[0], "detect_processor_s": done[1] - learned[1], "mib": peak(),
+    "n_units": model.n_units, "n_spikes": len(found), "converged": model.converged,
+    "good_by_snr": {f"{a} to {b}": [int((scores.accuracy[m] > 0.8).sum()), int(m.sum())] for a, b, m in within},
+    "channels_of_a_unit": float((model.units.D != 0).any(axis=2).sum(axis=1).mean()),
+}))
+"""
+
+
+def on_many_channels(channels, cache):
+    """Return what a fresh process needs to learn and search, and how well it does."""
+    folder = cache / f"wide_{channels}"
+    if not (folder / "truth.npz").is_file():
+        make_wide(channels, folder)
+    given = [sys.executable, "-c", _WIDE, str(folder), str(channels)]
+    out = subprocess.run(given, capture_output=True, text=True, check=True).stdout
+    return json.loads(out.splitlines()[-1]) | {"load": os.getloadavg()[0]}
 
 
 def main(arguments, folder):
