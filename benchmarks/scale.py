@@ -247,21 +247,26 @@ def plot(found, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams.update({"svg.hashsalt": "emdl", "svg.fonttype": "none"})
     fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     if "speed" in found:
         size = [r["megabytes"] for r in found["speed"]["rows"]]
         for name, mark in (("threads", "o-"), ("workers", "s-"), ("one part", "^:")):
             label = {"threads": "two threads", "workers": "two workers", "one part": "two threads, one part"}[name]
             axes[0].plot(size, [r[name][0] for r in found["speed"]["rows"]], mark, label=label)
-        axes[0].set(xscale="log", yscale="log", xlabel="signal, MB", ylabel="seconds of an iteration, least",
+        axes[0].set(xlim=(0, None), ylim=(0, None), xlabel="signal, MB", ylabel="seconds of an iteration, least",
                     title="Two workers beside two threads")  # fmt: skip
         axes[0].legend(frameon=False)
     if "traffic" in found:
         rows = found["traffic"]["rows"]
         axes[1].plot([r["megabytes"] for r in rows], [r["bytes"] / 1e3 for r in rows], "o-", label="sent")
-        axes[1].plot([r["megabytes"] for r in rows], [r["idle"] / 1e3 for r in rows], "o:", label="of which at rest")
+        axes[1].plot(
+            [r["megabytes"] for r in rows], [r["idle"] / 1e3 for r in rows], "o:", label="in as much time at rest"
+        )
         axes[1].plot([r["megabytes"] for r in rows], [r["megabytes"] * 1e3 for r in rows], "k--", label="the signal")
         axes[1].set(xscale="log", yscale="log", xlabel="signal, MB", ylabel="kB per iteration", title="Network traffic")
+        axes[1].set_xticks([r["megabytes"] for r in rows], [f"{r['megabytes']:.0f}" for r in rows], minor=False)
+        axes[1].xaxis.set_minor_formatter(lambda *_: "")
         axes[1].legend(frameon=False)
     if "tree" in found:
         for name in WORKLOADS:
@@ -271,8 +276,8 @@ def plot(found, path):
         axes[2].legend(frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    for suffix in (".png", ".svg"):
-        fig.savefig(path.with_suffix(suffix), dpi=150)
+    fig.savefig(path, dpi=150)
+    fig.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def main():

@@ -140,6 +140,9 @@ def em_fit(
     The rules ``gcv`` and ``sure`` look for the rates that reconstruct best, which are too small to learn atoms with:
     there the dictionary is learned first, at `lmbd0`, then the rates. The rules of the paper learn both in turn.
 
+    Signals of more than 4 million values are worked on in parts (`emdl.parts`), with the same result for any number of
+    threads or workers; noise level and start then come from a sample of them.
+
     Parameters
     ----------
     y : array S, (n, *S) or (n, C, *S)
@@ -191,7 +194,8 @@ def em_fit(
     prior : emdl.rates.Prior, optional
         Gamma prior of the rates, for the rules that use one.
     batch_size : int, optional
-        Signals in one update of the dictionary; by default all (analytic) or a tenth of them (any other m_step).
+        Signals in one update of the dictionary; by default all (analytic) or a tenth of them (any other m_step). A
+        signal that is cut into parts counts by these.
     optimizer : Optimizer, optional
         Gradient steps of any m_step but analytic; by default Adam at a rate that falls from 0.1 (see `Optimizer`). From
         a start that is already good, a smaller rate does not first lead away from it.

@@ -23,7 +23,7 @@ distributed = pytest.importorskip("distributed", reason="needs Dask: pip install
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of Dask that outlive a killed worker
 
 SHAPE = (13,)
-LONG = {"positive": True, "rng": 0, "max_iter": 6, "learn_sigma": True, "tol": 1e-9}
+LONG = {"positive": True, "rng": 0, "max_iter": 5, "learn_sigma": True, "tol": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long_signal(folder):
-    """A memory map of one signal, which becomes nine parts, and the file."""
+    """A memory map of one signal, which becomes seven parts, and the file."""
     rng = np.random.default_rng(3)
     made = simulate.convolutional(
-        1, 40_003, smooth_atoms(2, 2, *SHAPE, rng), density=0.004, snr_db=12, positive=True, rng=rng
+        1, 30_003, smooth_atoms(2, 2, *SHAPE, rng), density=0.004, snr_db=12, positive=True, rng=rng
     )
     np.save(folder / "long.npy", made.y)
     return np.load(folder / "long.npy", mmap_mode="r")
@@ -156,8 +156,8 @@ def test_a_worker_that_joins_late_takes_its_share_with_the_codes(local, client, 
 
     monkeypatch.setattr(cluster.Fleet, "run", noted)
     assert_same(fitted(long_signal, client=client, callback=join), alone)
-    assert sorted(owners[1]) == [4, 5]
-    assert sorted(owners[-1]) == [3, 3, 3]
+    assert sorted(owners[1]) == [3, 4]
+    assert sorted(owners[-1]) == [2, 2, 3]
 
 
 def test_parts_are_shared_in_proportion_to_the_threads_and_move_as_little_as_can_be():
@@ -169,7 +169,7 @@ def test_parts_are_shared_in_proportion_to_the_threads_and_move_as_little_as_can
     assert {a: n.tolist() for a, n in joined.items()} == {"a": [0, 1, 2], "c": [6, 7, 8], "d": [3, 4, 5, 9, 10, 11]}
 
 
-@pytest.mark.parametrize("count", [700, 7_001, 7_000_001])
+@pytest.mark.parametrize("count", [700, 7_001, 700_001])
 def test_many_parts_take_few_words_and_few_sums(count):
     shares = cluster.assigned(count, {}, dict.fromkeys("abcde", 1))
     np.testing.assert_array_equal(np.concatenate(list(shares.values())), np.arange(count))
@@ -379,7 +379,14 @@ def test_a_process_for_each_gpu_gives_the_bits_of_one(long_signal, alone, tmp_pa
     y = long_signal[:, :, :6003]
     assert len(parts.cut(y.shape, SHAPE, (1,))) == 4
     script = STAND_IN.format(tests=str(pathlib.Path(__file__).parent), folder=str(tmp_path))
-    options = {"max_iter": 2, "D0": alone.model.D, "device": "cuda", "lmbd_rule": "sure", "sigma": alone.model.sigma}
+    options = {
+        "max_iter": 2,
+        "D0": alone.model.D,
+        "device": "cuda",
+        "learn_lmbd": False,
+        "learn_sigma": False,
+        "sigma": alone.model.sigma,
+    }
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as made,
         distributed.Client(made) as client,
@@ -408,7 +415,7 @@ def _device_of_a_task():
 
 @pytest.fixture(scope="module")
 def recording(folder):
-    made = simulate.tetrode(8.0, 3, rng=0, peak_uv=(80.0, 250.0), rate_hz=(20.0, 40.0))
+    made = simulate.tetrode(6.0, 3, rng=0, peak_uv=(80.0, 250.0), rate_hz=(20.0, 40.0))
     np.round(made.data * 8).astype(np.int16).T.tofile(folder / "rec.dat")
     model = spikes.fit(np.round(made.data[:, :120_000] * 8).astype(np.int16), made.fs)
     model.save(folder / "model.h5")
