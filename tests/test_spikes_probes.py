@@ -26,7 +26,7 @@ def test_units_of_a_probe_are_found_and_lie_on_the_channels_near_them(recording,
         found.sample, found.unit, recording.spike_samples, recording.spike_units, tolerance=0.4e-3 * recording.fs
     )
     assert scores.accuracy.min() > 0.9, scores.accuracy
-    assert model.n_units <= 5
+    assert model.n_units <= 6  # a far neuron of the background may stand out too
     assert (model.units.D != 0).any(axis=2).sum(axis=1).max() <= 2 * probes.MOST
     assert model.history["n_units"][-1] == len(model.rate)
 
