@@ -8,6 +8,7 @@ import numpy as np
 
 from emdl import proximal
 from emdl._kernels import solver as kernels
+from emdl._kernels.clusters import gram_table
 from emdl._kernels.correlate import pack_atoms
 from emdl._kernels.patches import ROW, pack_patches
 from emdl.backend import array_module, as_real, as_signals, check_count, check_number, n_threads, parallel_map
@@ -25,6 +26,7 @@ from emdl.ops import (
 _ROUNDS = 20  # over all tiles between two sweeps
 _DEPTH = {1: (10, 5), 2: (1, 2)}  # by axes: passes over the cells of a tile in a round, and over the codes of a cell
 _SMALL = 10_000_000  # multiplications of one sweep, below which a second thread costs more than it brings
+_TABLE = 65536  # inner products of atoms that are kept, at most
 _ROWS = 32  # of code positions in a tile of an image
 
 
@@ -235,6 +237,9 @@ class _Descent:
         pad = -w % ROW
         self.r = np.zeros((n, C, H, W + pad), y.dtype)
         self.atoms, self.patch = pack_patches(self.D, H, W + pad)
+        self.gram = None if self.PH > 1 else np.zeros((0, 0, 0))
+        if mask is None and self.PH == 1 and K * K * w <= _TABLE:
+            self.gram = gram_table(self.D)
         self.mask = np.zeros((0, 0, 0, 0), y.dtype)
         if mask is not None:
             self.mask = np.zeros_like(self.r)
@@ -250,11 +255,12 @@ class _Descent:
         most = max(256, min(4096 if PH > 1 else 1024, 131072 // K))
         high = max(1, _ROWS // int(self.size[0])) if PH > 1 else 1
         n_rows = max(1, down // high)
-        n_columns = max(1, min(across, round(PW * min(PH, high * int(self.size[0])) / most)))
+        n_columns = max(1, min(across // (4 if PH == 1 else 1), round(PW * min(PH, high * int(self.size[0])) / most)))
         self.rows = np.minimum(np.arange(n_rows + 1) * down // n_rows * self.size[0], PH)
         self.columns = np.minimum(np.arange(n_columns + 1) * across // n_columns * self.size[1], PW)
         self.grid = (n, n_rows, n_columns)
-        self.cell, self.tension = np.zeros((2, n * down * across), np.int64), np.zeros(n * down * across)
+        self.cell = np.zeros((2, n * down * across if PH > 1 else 0), np.int64)
+        self.tension = np.zeros(n * down * across)
         self.bh, self.bw = max(1, h // (2 * self.sh)), max(1, w // (2 * self.sw))
         wide = int(np.diff(self.columns).max())
         self.room = -(-int(np.diff(self.rows).max()) // self.bh) * -(-wide // self.bw)
@@ -288,10 +294,12 @@ class _Descent:
         parallel_map(one, range(len(self.y)))
 
     def _make_room(self):
-        """Make sure that each tile has room for one more code in each of its blocks."""
-        if self.begin[-1] and bool((self.begin[:-1] + self.count + self.room <= self.begin[1:]).all()):
+        """Make sure that each tile has room for new codes: on one axis as much again as it holds."""
+        spare = self.room + (self.count if self.PH == 1 else 0)
+        if self.begin[-1] and bool((self.begin[:-1] + self.count + spare <= self.begin[1:]).all()):
             return
-        begin = np.concatenate([[0], np.cumsum(self.count + self.count // 2 + 4 * self.room)])
+        more = self.count * (4 if self.PH == 1 else 1) // 2 + 4 * self.room + 32
+        begin = np.concatenate([[0], np.cumsum(self.count + more)])
         key, slot = np.empty(begin[-1], np.int64), np.empty((4, begin[-1]))
         if self.begin[-1]:
             kernels.move(self.begin, self.count, self.key, self.slot, begin, key, slot)
@@ -302,7 +310,8 @@ class _Descent:
         n, tiles = len(self.y), math.prod(self.grid)
         sums, enough, result = np.zeros((7, tiles)), np.zeros(n), np.zeros((8, n))
         todo, flat, masks = np.zeros(tiles, np.int64), self.r.reshape(-1), self.mask.reshape(-1)
-        self.theta, self.peak = np.zeros_like(self.r), np.empty((n, self.PH, self.PW), self.dtype)
+        self.peak = np.empty((n, self.PH, self.PW), self.dtype)
+        self.theta = self.r if self.PH == 1 else np.zeros_like(self.r)  # on one axis memory counts more
         n_iter = 0
         helpers = n_threads() - 1 if self.r.size * self.bank.size // self.sh // self.sw > _SMALL else 0
         while True:
@@ -318,10 +327,10 @@ class _Descent:
         return parallel_map(
             lambda leader: kernels.work(
                 leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.atoms,
-                self.patch, self.low, self.weights, self.by_position, self.sh, self.sw, self.rows, self.columns,
-                self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms, self.begin, self.count,
-                self.key, self.slot, self.cell, self.tension, self.r, self.theta, self.peak, flat, sums, enough, tol,
-                max_iter, _ROUNDS, *depth, result,
+                self.patch, self.gram, self.low, self.weights, self.by_position, self.sh, self.sw, self.rows,
+                self.columns, self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms, self.begin,
+                self.count, self.key, self.slot, self.cell, self.tension, self.r, self.theta, self.peak, flat, sums,
+                enough, tol, max_iter, _ROUNDS, *depth, result,
             ),
             [True] + [False] * helpers,
         )[0]  # fmt: skip

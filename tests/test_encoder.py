@@ -79,8 +79,11 @@ def test_a_warm_start_is_never_worse_than_where_it_starts(rng):
     z0 = emdl.encode(y, D, 0.3, tol=1e-2, positive=True)
     for start in (z0, SparseCodes.from_dense(z0)):
         with pytest.warns(ConvergenceWarning, match="relative gap"):
-            z = emdl.encode(y, D, 0.25, tol=1e-12, max_iter=2, positive=True, z0=start)
-        assert emdl.objective(y, z, D, 0.25) <= emdl.objective(y, z0, D, 0.25)
+            stopped = emdl.encode(y, D, 0.25, tol=1e-12, max_iter=1, positive=True, z0=start)
+        z = emdl.encode(y, D, 0.25, tol=1e-12, positive=True, z0=start)
+        first, middle, last = (emdl.objective(y, codes, D, 0.25) for codes in (z0, stopped, z))
+        assert last < first
+        assert last <= middle <= first * (1 + 1e-12)
 
 
 def test_a_start_at_the_solution_takes_one_sweep(rng):
@@ -141,3 +144,34 @@ def test_few_codes_that_are_solved_exactly_stay_solved(tol, rng):
         half = 0.5 * (y**2).sum(axis=(1, 2))
         for i in range(len(y)):
             assert emdl.objective(y[i : i + 1], codes[i : i + 1], D, 0.15, stride=stride) <= half[i] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("K", "C", "w", "stride", "P", "fraction"), [(8, 1, 19, 2, 96, 0.002), (8, 3, 15, 1, 112, 0.02)]
+)
+def test_long_chains_of_overlapping_codes_are_solved(K, C, w, stride, P, fraction, rng):
+    """Hundreds of codes, each within an atom of the next, are one cluster that is solved in overlapping parts."""
+    from emdl.encoder import solve
+
+    D = np.cumsum(rng.standard_normal((K, C, w)), axis=2)
+    D /= np.linalg.norm(D.reshape(K, -1), axis=1)[:, None, None]
+    y = rng.standard_normal((2, C, (P - 1) * stride + w))
+    lmbd = fraction * emdl.lambda_max(y, D, stride=stride)
+    solution = solve(y, D, np.full(K, lmbd), (stride,), tol=1e-8)
+    assert solution.relative_gap <= 1e-8
+    assert solution.codes.n_nonzero > 2 * P
+    assert solution.n_iter <= 20
+
+
+def test_codes_on_both_sides_of_a_tile_border_are_solved_together(rng):
+    """Wide smooth atoms at every position: most clusters lie across the end of a tile, and rounds would not end."""
+    from emdl.encoder import solve
+
+    D = np.exp(-0.5 * ((np.arange(45.0) - 22) / 8) ** 2)[None, None]
+    D /= np.linalg.norm(D)
+    z = np.zeros((1, 1, 8000))
+    z[..., ::1024] = z[..., 1023::1024] = z[..., 1020::1024] = 1
+    y = emdl.synthesize(z, D) + 0.01 * rng.standard_normal((1, 1, 8044))
+    solution = solve(y, D, np.full(1, 0.02), (1,), tol=1e-10)
+    assert solution.relative_gap <= 1e-10
+    assert solution.n_iter <= 10

@@ -9,7 +9,7 @@ laid out as one row for each of 64 taps (an im2col that stays in the cache).
 
 import numpy as np
 
-from emdl._kernels.compiler import jit
+from emdl._kernels.compiler import jit, part
 
 FEW = 8  # below this many atoms copies cost more than they bring
 _CHUNK = 1024  # positions of a strip whose sums stay in the first-level cache
@@ -45,7 +45,7 @@ def correlate(r, bank, K, w, sh, sw, i0, i1, j0, j1, out):
         _correlate_columns(r, bank, w, sh, sw, i0, i1, j0, j1, out)
 
 
-@jit
+@part
 def _correlate_strip(r, bank, i0, i1, j0, j1, out):
     C, h, w = bank.shape[1:]
     width = j1 - j0 + w - 1
@@ -147,7 +147,7 @@ def _correlate_strip(r, bank, i0, i1, j0, j1, out):
                             o3[j] += g0 * s0 + g1 * s1 + g2 * s2 + g3 * s3
 
 
-@jit
+@part
 def _correlate_columns(r, bank, width, sh, sw, i0, i1, j0, j1, out):
     C, h, w = bank.shape[1:]
     taps, n = C * h * w, (i1 - i0) * (j1 - j0)
@@ -193,7 +193,7 @@ def _correlate_columns(r, bank, width, sh, sw, i0, i1, j0, j1, out):
                         o3[j] += g0 * x0 + g1 * x1 + g2 * x2 + g3 * x3
 
 
-@jit
+@part
 def _fill(r, h, w, width, sh, sw, i0, j0, j1, first, m, t0, block, X):
     """Lay out the samples below positions first ... first + m: one row of X for each tap."""
     columns = j1 - j0
@@ -217,7 +217,7 @@ def _fill(r, h, w, width, sh, sw, i0, j0, j1, first, m, t0, block, X):
             done += run
 
 
-@jit
+@part
 def _correlate_rows(r, bank, K, w, sh, i0, i1, j0, j1, out):
     C, h, n = r.shape[0], bank.shape[2], j1 - j0
     for i in range(i0, i1):

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from emdl._kernels.compiler import jit
+from emdl._kernels.compiler import part
 
 ROW = 8
 _FAST = ("contract", "reassoc", "nsz", "arcp")
@@ -78,7 +78,7 @@ def dot_patch(typingctx, signal, base, rows, atoms, at):
     return signal.dtype(signal, base, rows, atoms, at), generate
 
 
-@jit
+@part
 def add_patch(signal, base, rows, atoms, at, weight):
     """Add `weight` times the atom whose numbers start at ``atoms[at]`` to the patch."""
     for q in range(rows.size):

@@ -15,14 +15,18 @@ a bit of the result. Codes and sums are float64; signals, atoms and correlations
 """
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from emdl._kernels.atomic import fetch_add, give_way, load, store
-from emdl._kernels.compiler import jit
+from emdl._kernels.clusters import MOST, join, settle, survey
+from emdl._kernels.compiler import OPTIONS, jit, part
 from emdl._kernels.correlate import correlate, tile_width
 from emdl._kernels.patches import add_patch, dot_patch
 
 NEAR, FALL = 0.9, 0.5  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
 INNER = 0.05  # violation left by the updates between two sweeps
+SETTLED = 0.2  # the same on one axis, over the tolerance
 EVERY, STEPS = 5, 10  # conjugate gradients: after so many rounds, so many steps
 SOLVED = 1e-10  # squared gradient over the first one at which they end
 HOPE, TRIES = 20, 3  # a gap at most so many times too large is tried to be closed by shrinking, so often
@@ -31,7 +35,7 @@ SPINS = 1000  # looks at a counter before the core is given to whoever wants it
 PATIENCE = 25  # sweeps without a better gap before a signal is given up
 
 
-@jit
+@part
 def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums):
     """Write r = scale * y - D z at the samples that tile t owns, and ``sums[:, t] = ||r||^2, <y, r>, penalty``."""
     K, C, h, w = D.shape
@@ -77,7 +81,7 @@ def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, 
     sums[0, t], sums[1, t], sums[2, t] = energy, cross, penalty
 
 
-@jit
+@part
 def sweep(
     t, r, only, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
     norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
@@ -165,7 +169,7 @@ def sweep(
     )
 
 
-@jit
+@part
 def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, theta, sums):
     """Divide the residual that tile t owns by the largest |correlation| / penalty > 1 of the codes above each sample.
 
@@ -200,14 +204,14 @@ def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, the
     sums[4, t], sums[5, t] = cross, energy
 
 
-@jit
+@part
 def cell_of(s, i, j, PH, PW, size):
     """Return the cell of a code position of signal s."""
     down, across = (PH + size[0] - 1) // size[0], (PW + size[1] - 1) // size[1]
     return (s * down + i // size[0]) * across + j // size[1]
 
 
-@jit
+@part
 def sort_slots(s, i0, i1, j0, j1, start, stop, K, PH, PW, size, key, slot, cell):
     """Sort the slots of a tile by cell."""
     old_key, old_slot = key[start:stop].copy(), slot[:, start:stop].copy()
@@ -233,7 +237,7 @@ def sort_slots(s, i0, i1, j0, j1, start, stop, K, PH, PW, size, key, slot, cell)
         cell[1, g] = m + 1
 
 
-@jit
+@part
 def limits(rows, columns, width, bh, bw, high):
     """Replace each of `high` by the limit above which a code of its block gets a slot."""
     for bi in range(0, rows, bh):
@@ -250,7 +254,7 @@ def limits(rows, columns, width, bh, bw, high):
             high[i * width + j] = np.inf
 
 
-@jit
+@part
 def set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, m, slot):
     """Write penalty and norm of atom k at position (i, j) to slot m; first < 0: one penalty for each atom."""
     norm = norms[k]
@@ -286,7 +290,7 @@ def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, co
         count[t] += 1
 
 
-@jit
+@part
 def descend(
     s, i0, i1, j0, j1, r, corner, atoms, patch, mask, K, sh, sw, width, PH, PW, size, positive, passes, turns, enough,
     key, slot, cell, tension,
@@ -340,9 +344,70 @@ def descend(
             break
 
 
+def _act_on_plane(
+    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
+    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
+    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+):  # fmt: skip
+    n_columns, x = columns.size - 1, r if what == 1 else theta
+    i, j = t // n_columns % (rows.size - 1), t % n_columns
+    if what == 2:
+        descend(
+            s, rows[i], rows[i + 1], columns[j], columns[j + 1], flat, s * (flat.size // r.shape[0]), atoms, patch,
+            masks, D.shape[0], sh, sw, r.shape[3], PH, PW, size, positive, passes, turns, enough[s], key, slot, cell,
+            tension,
+        )  # fmt: skip
+    else:
+        sweep(
+            t, x, what == 4, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw,
+            low, norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
+        )  # fmt: skip
+
+
+def _act_on_line(
+    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
+    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
+    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+):  # fmt: skip
+    j, start, x = t % (columns.size - 1), s * (flat.size // r.shape[0]), r if what == 1 else theta
+    if what != 2:
+        survey(
+            t, s, columns[j], columns[j + 1], x, what == 4, bank, D, mask, weights, by_position, norms, sw, PW, size,
+            positive, bw, 0.1 * tol, begin, count, key, slot, tension, peak, sums, c, high,
+        )  # fmt: skip
+    elif control[5] % 4 < 2:
+        fresh, odd = control[6] > 0 and control[5] < 2, control[5] // 4 % 2 == 1
+        short = settle(
+            t, s, columns[j], columns[j + 1], fresh, odd, r, flat, start, bank, D, atoms, patch, mask, masks, weights,
+            by_position, norms, gram, sw, PW, size, positive, bw, enough[s], begin, count, key, slot, tension, c, high,
+            room,
+        )  # fmt: skip
+        if short:
+            control[7] = 1
+    else:
+        join(
+            t, s, (columns[j] + columns[j + 1]) // 2, (columns[j + 1] + columns[j + 2]) // 2, flat, start, patch, atoms,
+            D, mask, masks, gram, sw, PW, size, positive, enough[s], begin, count, key, slot, tension, room,
+        )  # fmt: skip
+
+
+def act(*arguments):
+    """Sweep, measure or descend on tile t, on two axes where `gram` is None, else on one; for kernels alone."""
+    raise NotImplementedError
+
+
+@overload(act, jit_options=OPTIONS)
+def _choose(
+    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
+    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
+    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+):  # fmt: skip
+    return _act_on_plane if isinstance(gram, types.NoneType) else _act_on_line
+
+
 @jit
 def work(
-    leader, control, todo, y, scale, mask, masks, D, bank, atoms, patch, low, weights, by_position, sh, sw,
+    leader, control, todo, y, scale, mask, masks, D, bank, atoms, patch, gram, low, weights, by_position, sh, sw,
     rows, columns, PH, PW, size, positive, bh, bw, norms, begin, count, key, slot, cell, tension,
     r, theta, peak, flat, sums, enough, tol, max_iter, rounds, passes, turns, result,
 ):  # fmt: skip
@@ -358,7 +423,7 @@ def work(
         wide = max(wide, columns[j + 1] - columns[j])
     most = min(low, high_rows) * tile_width(K, D.shape[3], sh, sw, wide)
     c, high = np.empty((bank.shape[0], most), r.dtype), np.empty(most, r.dtype)
-    state = np.zeros(8, np.int64)
+    state, room = np.zeros(8, np.int64), np.empty(2 * MOST * (MOST + 3))
     state[0] = -1
     n = 0
     seen = np.int64(0)
@@ -366,6 +431,7 @@ def work(
     turn = np.int64(0)
     while True:
         if leader:
+            state[5] |= control[7]
             n = plan(
                 state,
                 todo,
@@ -394,7 +460,8 @@ def work(
                             y.shape[0], enough, begin, count, key, slot, tension,
                         )  # fmt: skip
             turn = state[2]
-            control[3], control[4] = state[0], state[6]
+            control[3], control[4], control[5] = state[0], state[6], 4 * state[2] + state[3]
+            control[6] = state[1]
             store(control, 1, 0)
             phase = (np.int64(load(control, 0)) >> 40) + 1
             store(control, 0, (phase << 40) | (np.int64(n) << 20))
@@ -414,23 +481,16 @@ def work(
             s = t // ((rows.size - 1) * (columns.size - 1))
             if what == 0:
                 refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums)
-            elif what == 1 or what == 4:
-                sweep(
-                    t, r if what == 1 else theta, what == 4, bank, D, mask, weights, by_position, sh, sw, rows, columns,
-                    PH, PW, size, positive, bh, bw, low, norms, begin, count, key, slot, cell, tension, peak, sums, c,
-                    high,
-                )  # fmt: skip
             elif what == 3:
                 shrink(
                     t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, peak, theta,
                     sums,
                 )  # fmt: skip
             else:
-                i, j = t // (columns.size - 1) % (rows.size - 1), t % (columns.size - 1)
-                descend(
-                    s, rows[i], rows[i + 1], columns[j], columns[j + 1], flat, s * (flat.size // y.shape[0]),
-                    atoms, patch, masks, K, sh, sw, r.shape[3], PH, PW, size, positive, passes, turns,
-                    enough[s], key, slot, cell, tension,
+                act(
+                    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
+                    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
+                    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
                 )  # fmt: skip
             fetch_add(control, 1, 1)
         if total == 0:
@@ -444,7 +504,7 @@ def work(
     return state
 
 
-@jit
+@part
 def conjugate(
     s, steps, flat, atoms, patch, masks, sh, sw, width, PW, K, per_signal, n_signals,
     enough, begin, count, key, slot, tension,
@@ -528,7 +588,7 @@ def conjugate(
         tension[e] = max(tension[e], 2 * enough[s])
 
 
-@jit
+@part
 def plan(
     state, todo, n_rows, n_columns, begin, count, sums, PH, PW, size, rows, columns, tension, enough,
     tol, max_iter, rounds, result,
@@ -536,7 +596,8 @@ def plan(
     """Write the tiles to work on next to `todo` and return their number, 0 at the end.
 
     state: 0 what comes (0 refresh, 1 sweep, 2 descend, 3 shrink, 4 measure), 1 number of sweeps, 2 round, 3 colour, 4
-    tiles worked on in this round, 5 whether a tile is full, 6 how often the residual was shrunk since the sweep.
+    tiles worked on in this round, 5 whether a tile is full, 6 how often the residual was shrunk since the sweep, 7
+    whether it is wanted back.
     result: for each signal primal, gap, whether it is done, the largest correlation, the best gap and the number of
     sweeps since, whether to go on shrinking, the largest dual value.
     """
@@ -544,7 +605,13 @@ def plan(
     if state[0] < 0:
         state[0] = 0
         return _unfinished(todo, per_signal, result)
-    if state[0] == 0:
+    if state[0] == 0 and PH == 1 and enough[0] == 0 and count.sum() == 0:  # all is found and solved on the way
+        tension[:] = np.inf
+        enough[:] = SETTLED * tol
+        state[0], state[2], state[3], state[4] = 2, 0, -1, 1
+    elif state[0] == 0 and state[7]:  # the residual is back where it was shrunk
+        state[0], state[2], state[3], state[4], state[7] = 2, 0, -1, 1, 0
+    elif state[0] == 0:
         state[0] = 1
         state[1] += 1
         return _unfinished(todo, per_signal, result)
@@ -560,14 +627,20 @@ def plan(
             return 0
         for q in range(left):
             t = todo[q]
-            state[5] |= begin[t] + count[t] == begin[t + 1]
+            state[5] |= PH > 1 and begin[t] + count[t] == begin[t + 1]
         for s in range(enough.size):
-            enough[s] = max(INNER * (result[3, s] - 1), 0.2 * tol)
+            if PH == 1:
+                enough[s] = max(0.3 * enough[s], 0.01 * tol) if enough[s] > 0 else SETTLED * tol
+            else:
+                enough[s] = max(INNER * (result[3, s] - 1), 0.2 * tol)
+        if PH == 1 and state[0] == 4:
+            state[0], state[7] = 0, 1
+            return left
         state[0], state[2], state[3], state[4] = 2, 0, -1, 1
     elif state[0] == 3:
         state[0] = 4
         return _hopeful(todo, per_signal, result)
-    while state[2] < rounds:
+    while state[2] < rounds and not (PH == 1 and state[5]):
         state[3] += 1
         if state[3] == 4:
             if state[4] == 0:
@@ -578,9 +651,17 @@ def plan(
         for t in range(count.size):
             i, j = t // n_columns % n_rows, t % n_columns
             s = t // per_signal
-            if 2 * (i % 2) + j % 2 != state[3] or result[2, s]:
+            across = PH == 1 and state[3] > 1  # the ends of tiles, but for the last
+            if (
+                (2 * (i % 2) + j % 2 != state[3] - (2 if across else 0))
+                or result[2, s]
+                or (across and j == n_columns - 1)
+            ):
                 continue
-            if _is_dirty(s, rows[i], rows[i + 1], columns[j], columns[j + 1], PH, PW, size, tension, enough[s]):
+            j0, j1 = columns[j], columns[j + 1]
+            if across:
+                j0, j1 = max(j0, j1 - size[1]), min(columns[j + 2], j1 + size[1])
+            if _is_dirty(s, rows[i], rows[i + 1], j0, j1, PH, PW, size, tension, enough[s]):
                 todo[n] = t
                 n += 1
         state[4] += n
@@ -592,7 +673,7 @@ def plan(
     return _unfinished(todo, per_signal, result)
 
 
-@jit
+@part
 def _is_dirty(s, i0, i1, j0, j1, PH, PW, size, tension, enough):
     for i in range(i0, i1, size[0]):
         for j in range(j0, j1, size[1]):
@@ -601,7 +682,7 @@ def _is_dirty(s, i0, i1, j0, j1, PH, PW, size, tension, enough):
     return False
 
 
-@jit
+@part
 def _unfinished(todo, per_signal, result):
     n = 0
     for s in range(result.shape[1]):
@@ -612,7 +693,7 @@ def _unfinished(todo, per_signal, result):
     return n
 
 
-@jit
+@part
 def _hopeful(todo, per_signal, result):
     n = 0
     for s in range(result.shape[1]):
@@ -623,7 +704,7 @@ def _hopeful(todo, per_signal, result):
     return n
 
 
-@jit
+@part
 def certify(per_signal, sums, tol, again, result):
     """Write primal and gap of every signal that is not done: the dual value is half ||y||^2 - half ||y - a r||^2.
 
