@@ -1,9 +1,11 @@
 """The two ways in which kernels are compiled."""
 
+from typing import Any
+
 import numba
 
 _FAST = {"contract", "reassoc", "nsz", "arcp"}  # not nnan, ninf: a NaN must stay visible
-OPTIONS = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+OPTIONS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 
 
 def jit(function):
