@@ -215,7 +215,8 @@ def _check_units(n_units, scale, data):
 def _task(data, scale, rng, xp):
     """Return what all iterations work on."""
     white = whitening.learn(data, scale)
-    return _Task(*_stretch(data, white, scale), white, scale, rng, xp)
+    x, passed = _stretch(data, white, scale)
+    return _Task(x, passed, white, scale, rng, xp)
 
 
 def _asked_for(task, n_units, course, units, n_found, said):
