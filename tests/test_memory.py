@@ -1,0 +1,85 @@
+"""Memory: nothing is kept from one fit to the next, and what each command takes is what docs/reliability.md says."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_reliability_cli import whole  # noqa: F401 - a fixture
+
+LEAKS = """
+import gc, resource, sys
+import numpy as np
+from emdl import em_fit, encode, backward, unroll
+
+y = np.random.default_rng(0).standard_normal((1, 1, 60))
+D = np.random.default_rng(1).standard_normal((2, 1, 5))
+
+def used():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+def once(m_step):
+    em_fit(y, 2, 5, D0=D, sigma=1.0, max_iter=1, rng=0, m_step=m_step, n_layers=2, learn_lmbd=False)
+    backward(unroll(y, D, 0.2, 0.02, 2), np.ones((1, 2, 56)))
+
+seen = []
+for number in range(int(sys.argv[1]) + 1):
+    once(("analytic", "unrolled")[number % 2])
+    if number % 100 == 0:
+        seen.append(used())
+print(*seen)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_thousand_fits_leave_no_memory_behind():
+    done = subprocess.run(
+        [sys.executable, "-c", LEAKS, "1000"], capture_output=True, text=True, timeout=300, check=True
+    )
+    seen = np.array(done.stdout.split(), float)
+    assert len(seen) == 11
+    assert seen[-1] - seen[2] < 2**20, f"resident memory after each 100 fits: {seen / 2**20} MiB"
+
+
+# Peak memory
+
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+COMMANDS = {
+    "info": ["info", "model.h5"],
+    "detect": ["detect", "rec.npz", "-m", "model.h5"],
+    "encode": ["encode", "rec.npz", "-m", "model.h5", "-o", "{out}/codes.npz"],
+    "sort": ["sort", "rec.npz", "-o", "{out}/units.npz", "--no-report"],
+    "train": ["train", "rec.npz", "-o", "{out}/m.h5", "--no-plot", "--max-iter", "6"],
+}
+
+
+def documented():
+    """Return {command: MiB} of the table in the docs."""
+    rows = re.findall(r"^\| `emdl (\w+)` \| (\d+) \|", DOCS.read_text(), re.MULTILINE)
+    return {name: int(value) for name, value in rows}
+
+
+def peak(args, folder):
+    """Return the peak of resident memory of a command, MiB."""
+    command = [sys.executable, "-m", "emdl.cli", *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        said = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return used.ru_maxrss / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the table is of Linux")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_takes_the_memory_that_is_documented(name, whole, tmp_path):  # noqa: F811
+    args = [arg.format(out=tmp_path) for arg in COMMANDS[name]]
+    assert peak(args, whole) == pytest.approx(documented()[name], rel=0.2)
