@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import threadpoolctl
@@ -425,7 +426,12 @@ class _OneBlasThread:
     """A context with one thread of linear algebra, which threads may enter and leave in any order."""
 
     def __init__(self):
-        self.lock, self.inside, self.limits = threading.Lock(), 0, None
+        self.start_anew()
+
+    def start_anew(self):
+        """Nobody is inside: so it is at first, and in a forked child."""
+        self.lock, self.inside = threading.Lock(), 0
+        self.limits: Any = None
 
     def __enter__(self):
         with self.lock:
@@ -444,7 +450,7 @@ class _OneBlasThread:
     @staticmethod
     def _let_any_thread_set_it():
         """Newer versions of threadpoolctl do nothing, silently, in all threads but the one that set a limit first."""
-        library = getattr(threadpoolctl, "OpenBLASController", None)
+        library: Any = getattr(threadpoolctl, "OpenBLASController", None)
         if hasattr(library, "clear_controlling_thread"):
             library.clear_controlling_thread(force=True)
 
@@ -458,4 +464,4 @@ def _mark_thread():
 
 if hasattr(os, "register_at_fork"):  # the threads of a pool do not live on in a forked child
     os.register_at_fork(after_in_child=_POOL.clear)
-    os.register_at_fork(after_in_child=_ONE_BLAS_THREAD.__init__)
+    os.register_at_fork(after_in_child=_ONE_BLAS_THREAD.start_anew)

@@ -186,7 +186,7 @@ def fit(
     Examples
     --------
     >>> from emdl.simulate import tetrode
-    >>> recording = tetrode(5.0, 2, rng=0)
+    >>> recording = tetrode(5.0, 2, rng=1)
     >>> fit(recording.data, recording.fs).n_units
     2
     """

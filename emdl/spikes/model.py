@@ -95,6 +95,16 @@ class SpikeModel:
 
         Any other recording is taken for a later one, for which units stay what they were at the end: the answer is as
         small as can be.
+
+        Parameters
+        ----------
+        data : array (C, N)
+            Recording, data unit.
+
+        Returns
+        -------
+        float
+            Samples.
         """
         if self.waves is None or mark(data) == self.learned[1]:
             return self.learned[0]

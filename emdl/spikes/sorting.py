@@ -151,7 +151,7 @@ def sort(recording, fs=None, *, model=None, device="cpu", name="recording", clie
     Examples
     --------
     >>> from emdl.simulate import tetrode
-    >>> made = tetrode(5.0, 2, rng=0)
+    >>> made = tetrode(5.0, 2, rng=1)
     >>> result = sort(made.data, made.fs)
     >>> [round(row["expected_misses"], 1) for row in result.quality]
     [0.0, 0.0]
