@@ -17,6 +17,7 @@ _CERTAIN = 30.0  # chi^2 with 5 degrees of freedom, beyond which amplitudes drif
 _MUCH, _ABOVE = 0.05, 1.5  # drift, of the size of a waveform, worth following; its energy over that of noise
 _RANK, _ENOUGH = 2, 40  # ways in which a waveform changes; spikes without which nothing is followed
 _WINDOWS, _IN_WINDOW, _LINE = 10, 25, 8  # parts of a signal at most, spikes in one, and for a line through them
+_CHANCE = 5.0  # standard deviations of chi^2, beyond which a trend is no chance
 _NEAR = 20  # spikes of two running means that are compared
 _JUMP = 0.6  # of the distance of two groups, that is passed at once
 
@@ -92,7 +93,10 @@ def windows(time, n_samples, count=None):
 
 
 def without_trend(points, time, n_samples):
-    """Return points less the straight lines that fit them in each of up to ten parts of the signal.
+    """Return points less the straight lines that fit them in each of up to ten parts of the signal, if these tell more.
+
+    Along each axis the lines are taken out where they explain more than those of spikes in any order would. Else they
+    follow which of two neurons happens to be active, and would fill the gap between them.
 
     Parameters
     ----------
@@ -107,15 +111,20 @@ def without_trend(points, time, n_samples):
     -------
     ndarray (n, d)
     """
-    out, window = np.array(points), windows(time, n_samples)
+    x, window = np.asarray(points), windows(time, n_samples)
+    trend, count = np.tile(x.mean(axis=0), (len(x), 1)), -1
     for w in np.unique(window):
         own = np.flatnonzero(window == w)
         t = np.asarray(time, float)[own]
         t -= t.mean()
-        out[own] -= out[own].mean(axis=0)
+        trend[own], count = x[own].mean(axis=0), count + 1
         if len(own) >= _LINE and t.any():
-            out[own] -= np.outer(t, t @ out[own]) / (t @ t)
-    return out
+            trend[own] += np.outer(t, t @ (x[own] - trend[own])) / (t @ t)
+            count += 1
+    explained = np.square(trend - x.mean(axis=0)).sum(axis=0)
+    rest = np.square(x - trend).sum(axis=0) / max(len(x) - count - 1, 1)
+    drifts = explained > (count + _CHANCE * np.sqrt(2 * count)) * rest  # chi^2 with `count` degrees of freedom
+    return x - np.where(drifts, trend, x.mean(axis=0))
 
 
 def jumps(values, time, distance):
