@@ -104,3 +104,14 @@ def test_units_that_do_not_drift_are_made_ready_once():
     waves[0, 1] = 1
     banks = decision.Banks(decision.Units(D, np.array([9.0]), np.array([1.0]), np.array([1e-3]), waves))
     assert banks.at(0.1).known[0, 1] == pytest.approx(9 + 2 * np.cos(0.1 * np.pi), rel=1e-5)
+
+
+def test_a_trend_is_taken_out_where_it_is_none_of_chance(rng):
+    n, n_samples = 500, 1_000_000
+    time = np.sort(rng.integers(n_samples, size=n))
+    points = rng.standard_normal((n, 2))
+    points[:, 0] += np.where(rng.random(n) < 0.5, -3, 3)  # two neurons, now one and now the other
+    points[:, 1] += 6 * np.sin(np.pi * time / n_samples)  # drift
+    still = drift.without_trend(points, time, n_samples)
+    assert np.allclose(still[:, 0], points[:, 0] - points[:, 0].mean())
+    assert still[:, 1].std() < 1.1 < points[:, 1].std()
