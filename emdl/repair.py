@@ -18,6 +18,7 @@ _SLACK = 1e-4  # share of its energy that an atom may lose at a border: an error
 _SHARE = 0.1  # of the noise in an atom that two neighbouring windows do not have in common
 _LEAST = 0.02  # and at least this share of the mean contribution of an atom
 _WEAK = 0.25  # share of the mean contribution below which an atom is reported
+_NOTHING = 0.01  # likewise, of what the codes of an atom explain on average, whoever else could
 
 
 def repair_atoms(D, codes, y, penalty, layout, sigma, rng):
@@ -188,13 +189,20 @@ def weak_atoms(D, codes, penalty, layout, data=None):
     Returns
     -------
     ndarray of int
-        Those whose `contributions` are less than a quarter of the mean.
+        Those whose `contributions` are less than a quarter of the mean, or next to nothing of what atoms explain: where
+        all atoms are duplicates of each other, the solver may share the codes among them evenly.
     """
     if isinstance(data, Parts):
-        loss = data.sum(_contributions, codes, D, penalty, layout)
+        loss, energy = data.sum(_losses, codes, D, penalty, layout)
     else:
-        loss = contributions(to_host(D), _sparse(codes), to_host(penalty), layout)
-    return np.flatnonzero(loss <= _WEAK * loss.mean())
+        loss, energy = _loss_and_energy(to_host(D), _sparse(codes), to_host(penalty), layout)
+    return np.flatnonzero(loss <= max(_WEAK * loss.mean(), _NOTHING * energy.mean()))
+
+
+def _loss_and_energy(D, codes, penalty, layout):
+    """Return the contributions of the atoms, and by how much their codes lower the objective, others or no others."""
+    energy = np.bincount(codes.index % len(D), codes.value.astype(np.float64) ** 2 / 2, minlength=len(D))
+    return contributions(D, codes, penalty, layout), energy
 
 
 def missing_atom(residual, penalty, layout, sigma, rng):
@@ -235,8 +243,8 @@ def _most_wanted(seen, count, penalty, layout, rng):
     return shapes[best], float(gain[best]) * count / len(seen)
 
 
-def _contributions(part, D, penalty, layout):
-    return contributions(to_host(D), part.own_codes(_sparse(part.codes)), to_host(penalty), layout)
+def _losses(part, D, penalty, layout):
+    return _loss_and_energy(to_host(D), part.own_codes(_sparse(part.codes)), to_host(penalty), layout)
 
 
 def _sparse(codes):

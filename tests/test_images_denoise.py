@@ -263,7 +263,7 @@ def test_memory_grows_by_a_few_planes_only(rng, model):
     restore.carry_out(plan, channels, one, views)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 40 * image[..., 0].size
+    assert most < 44 * image[..., 0].size
     np.testing.assert_array_equal(out, image)  # there and back again, to rounding
 
 

@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_resumes_only_the_job_that_it_was(folder):
         process.communicate()
     assert_refused(run(*TRAIN, "--resume", "--units", 2, cwd=folder), "n_units was None, now it is 2")
     (folder / "model.checkpoint.h5").write_bytes(b"not a checkpoint")
-    assert_refused(run(*TRAIN, "--resume", cwd=folder), "model.checkpoint.h5 is damaged")
+    assert_refused(run(*TRAIN, "--resume", cwd=folder), "model.checkpoint.h5: it does not begin as an HDF5 file does")
 
 
 def test_odd_paths_work_and_write_no_markup_into_a_picture(tmp_path, whole):
