@@ -69,14 +69,19 @@ def plan(quick=False):
     """Return the cells (way, sigma, seed, tied), the most telling first."""
     if quick:
         return [(way, 20, 0, True) for way in ("em", "bias", "fixed")]
-    seeds = (0, 1, 2)
-    cells = [(way, 20, seed, True) for seed in seeds for way in ("em", "bias", "fixed")]
-    cells += [(way, 20, seed, False) for seed in seeds for way in ("em", "bias", "fixed")]
-    others = (50, 15, 25)
-    cells += [(way, sigma, seed, True) for seed in seeds for sigma in others for way in ("em", "bias", "fixed")]
-    cells += [(way, sigma, seed, False) for seed in seeds for sigma in others for way in ("em", "bias", "fixed")]
-    cells += [(way, 20, seed, True) for seed in seeds for way in ("gcv", "em-free", "bias-free")]
+    first, more, others = (0, 1, 2), (3, 4), (50, 15, 25)
+    cells = _triples([20], first, tied=True) + _triples([20], first, tied=False)
+    cells += _triples(others, first, tied=True) + _triples(others, first, tied=False)
+    for sigma in (20, 25, 50, 15):
+        cells += _triples([sigma], more, tied=False) + _triples([sigma], more, tied=True)
+        if sigma == 20:
+            cells += [(way, 20, seed, True) for seed in first for way in ("gcv", "em-free", "bias-free")]
     return cells
+
+
+def _triples(sigmas, seeds, *, tied):
+    """Return the cells of the three ways that are compared seed by seed."""
+    return [(way, sigma, seed, tied) for seed in seeds for sigma in sigmas for way in ("em", "bias", "fixed")]
 
 
 def start(photos, seed, layers, tied):
