@@ -319,6 +319,30 @@ def check_count(value, name, low=1):
     return int(value)
 
 
+def check_flag(value, name):
+    """Return `value` as a bool, after making sure that it is one: "no" and [False] count as true in Python.
+
+    Parameters
+    ----------
+    value : bool
+        What was given; NumPy's bool counts.
+    name : str
+        Its name, for the message.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    InputError
+        If `value` is no bool.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r}, wanted True or False")
+    return bool(value)
+
+
 def as_rng(rng):
     """Return a generator of random numbers.
 

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from emdl.backend import array_module, check_number
+from emdl.backend import array_module, check_flag, check_number
 from emdl.codes import SparseCodes
 from emdl.device import to_host
 from emdl.errors import EmdlError, FileFormatError, InputError
@@ -54,12 +54,12 @@ class Checkpoint:
     def __init__(self, path, arguments, *, kind, every=EVERY, resume=False):
         self.path = None if path is None else pathlib.Path(path)
         self.job = {} if path is None else {name: _described(value) for name, value in arguments.items()}
-        self.kind, self.resume = kind, resume
+        self.kind, self.resume = kind, check_flag(resume, "resume")
         self.every = check_number(every, "checkpoint_every", 0)
         self.found, self._offered = None, None
         self._context = contextlib.ExitStack()
         self._written = time.monotonic()
-        if path is None and resume:
+        if path is None and self.resume:
             raise InputError("resume is True without a checkpoint; name its file by checkpoint=")
 
     def __enter__(self):

@@ -9,7 +9,15 @@ import numpy as np
 
 from emdl import checkpoint as kept
 from emdl import mstep, plan, rates, starts
-from emdl.backend import array_module, as_dictionary, as_rng, check_count, check_number, with_one_blas_thread
+from emdl.backend import (
+    array_module,
+    as_dictionary,
+    as_rng,
+    check_count,
+    check_flag,
+    check_number,
+    with_one_blas_thread,
+)
 from emdl.course import HISTORY, Run, State, kept_of, restored
 from emdl.device import to_host
 from emdl.errors import InputError
@@ -269,11 +277,13 @@ def _planned(asked, callback, client, device):
     given = {name: asked[name] for name in _OF_PLAN}
     check_count(given["max_iter"], "max_iter")
     given["tol"] = check_number(given["tol"], "tol", 0)
+    for name in ("positive", "learn_lmbd", "learn_sigma", "learn_dictionary"):
+        check_flag(asked[name], name)
     plan.check_kinds(given["prior"], asked["optimizer"], callback)
     blind, rule = asked["D0"] is None, asked["lmbd_rule"] or rates.DEFAULT_RULE
     return plan.make(
         **given, client=client, device=device, rule=rule if asked["learn_lmbd"] else "fixed",
-        may_repair=blind if asked["repair"] is None else asked["repair"],
+        may_repair=blind if asked["repair"] is None else check_flag(asked["repair"], "repair"),
         may_restart=given["learn_dictionary"] and asked["lmbd0"] is None,
     )  # fmt: skip
 

@@ -11,7 +11,16 @@ from emdl._kernels import solver as kernels
 from emdl._kernels.clusters import gram_table
 from emdl._kernels.correlate import pack_atoms
 from emdl._kernels.patches import ROW, pack_patches
-from emdl.backend import array_module, as_real, as_signals, check_count, check_number, n_threads, parallel_map
+from emdl.backend import (
+    array_module,
+    as_real,
+    as_signals,
+    check_count,
+    check_flag,
+    check_number,
+    n_threads,
+    parallel_map,
+)
 from emdl.codes import SparseCodes
 from emdl.errors import ConvergenceWarning, InputError
 from emdl.ops import (
@@ -115,6 +124,7 @@ def encode(
     """
     y, D, stride = as_problem(y, D, stride)
     sigma, tol = check_number(sigma, "sigma", 0, strict=True), check_number(tol, "tol", 0, 1, strict=True)
+    positive, sparse = check_flag(positive, "positive"), check_flag(sparse, "sparse")
     shape = positions_of(y, D, stride)
     rates = _as_weights(lmbd, D, shape)
     xp = array_module(y, mask if hasattr(mask, "dtype") else None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emdl.backend import array_module, as_dictionary, as_stride, check_number
+from emdl.backend import array_module, as_dictionary, as_stride, check_flag, check_number
 from emdl.encoder import encode
 from emdl.errors import FileFormatError
 from emdl.ops import as_rates, synthesize
@@ -46,7 +46,7 @@ class Model:
         object.__setattr__(self, "D", D)
         object.__setattr__(self, "lmbd", rates)
         object.__setattr__(self, "sigma", check_number(self.sigma, "sigma", 0, strict=True))
-        object.__setattr__(self, "positive", bool(self.positive))
+        object.__setattr__(self, "positive", check_flag(self.positive, "positive"))
         object.__setattr__(self, "stride", as_stride(self.stride or 1, D.ndim - 2))
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import array_module
+from emdl.backend import array_module, check_flag
 from emdl.errors import InputError
 
 
@@ -154,6 +154,7 @@ class Optimizer:
     def __post_init__(self):
         if self.method not in ("adam", "sgd"):
             raise InputError(f"optimizer method is {self.method!r}, wanted 'adam' or 'sgd'")
+        check_flag(self.riemannian, "riemannian")
         given = (self.rate, self.momentum, self.decay, self.clip)
         numbers = all(isinstance(value, int | float | np.number) for value in given)
         if not numbers or not (0 < self.rate < math.inf and 0 <= self.momentum < 1 and self.decay >= 0 < self.clip):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emdl.backend import array_module, as_real, check_count, check_number
+from emdl.backend import array_module, as_real, check_count, check_flag, check_number
 from emdl.encoder import encode
 from emdl.errors import InputError
 from emdl.ops import analyze_full, as_problem
@@ -42,7 +42,7 @@ def lambda_max(y, D, sigma=1.0, *, positive=False, stride=1):
     """
     y, D, stride = as_problem(y, D, stride)
     sigma = check_number(sigma, "sigma", 0, strict=True)
-    top = 0.0
+    top, positive = 0.0, check_flag(positive, "positive")
     size = 1 if array_module(y) is np else len(y)
     for first in range(0, len(y), size):
         c = analyze_full(y[first : first + size], D, stride)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl._kernels import bands, network, products
-from emdl.backend import array_module, as_dictionary, check_count, check_number, parallel_map
+from emdl.backend import array_module, as_dictionary, check_count, check_flag, check_number, parallel_map
 from emdl.codes import SparseCodes
 from emdl.errors import InputError
 from emdl.ops import analyze_full, as_problem, as_rates, lipschitz, plane_stride, planes, positions_of, residual_full
@@ -135,6 +135,7 @@ def unroll(y, D, theta, step, n_iter, *, positive=False, stride=1, analysis=None
                 f"analysis has shape {analysis.shape}, wanted that of D, {D.shape}; pad the smaller atoms with zeros"
             )
     step, n_iter = check_number(step, "step", 0, strict=True), check_count(n_iter, "n_iter")
+    positive = check_flag(positive, "positive")
     checkpoint = None if checkpoint is None else check_count(checkpoint, "checkpoint")
     with np.errstate(all="ignore"):  # what diverges is seen in its codes
         trace = unroll_full(y, D, theta, step, n_iter, positive, stride, analysis=analysis, checkpoint=checkpoint)

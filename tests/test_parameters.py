@@ -1,4 +1,4 @@
-"""Every public function, every parameter that is a number: what makes no sense is refused by name.
+"""Every public function, every parameter that is a number or a flag: what makes no sense is refused by name.
 
 The table is made from the signatures: a parameter that is added is in it without further ado.
 """
@@ -12,7 +12,9 @@ import pytest
 
 import emdl
 from emdl import images, metrics, simulate, spikes
-from emdl.errors import EmdlError
+from emdl.errors import EmdlError, InputError
+from emdl.images import training
+from emdl.optim import Optimizer
 
 RNG = np.random.default_rng(0)
 D = RNG.standard_normal((3, 2, 5))
@@ -97,3 +99,41 @@ def test_a_number_that_is_none_is_refused_by_its_name(function, given, name, kin
     said = str(caught.value)
     assert len(said) > 20, "an error without a sentence"
     assert name in re.findall(r"\w+", said), said
+
+
+# functions beside those of CALLS that take flags, with what they are called with
+FLAGGED = {Optimizer: {}, training.train: {"photographs": [IMAGE[None]], "steps": 1}}
+OPEN = {"em_fit": {"repair"}}  # flags whose default says that the fit decides
+NO_FLAGS = {"a word": "no", "one": 1, "zero": 0.0, "nothing": None, "a list": [False], "an array": np.array([True])}
+
+
+def flags():
+    for function, given in {**CALLS, **FLAGGED, emdl.Model.encode: {"self": emdl.Model(D, 1.0, 1.0), "y": Y}}.items():
+        for name, parameter in inspect.signature(function).parameters.items():
+            chosen = name in OPEN.get(function.__name__, ())
+            if isinstance(parameter.default, bool) or chosen:
+                for kind in NO_FLAGS:
+                    if not (chosen and kind == "nothing"):
+                        yield pytest.param(function, given, name, kind, id=f"{function.__name__}-{name}-{kind}")
+
+
+@pytest.mark.parametrize(("function", "given", "name", "kind"), list(flags()))
+def test_a_flag_that_is_neither_true_nor_false_is_refused_by_its_name(function, given, name, kind):
+    with pytest.raises(InputError) as caught:
+        function(**given | {name: NO_FLAGS[kind]})
+    assert f"{name} is {NO_FLAGS[kind]!r}, wanted True or False" in str(caught.value)
+
+
+def test_flags_of_numpy_count_as_those_of_python():
+    for flag in (True, False):
+        wanted = emdl.encode(Y, D, 1.0, positive=flag)
+        np.testing.assert_array_equal(emdl.encode(Y, D, 1.0, positive=np.bool_(flag)), wanted)
+
+
+def test_every_public_function_that_takes_a_flag_is_in_the_table():
+    for module in (emdl, images, spikes, metrics, simulate):
+        for name in module.__all__:
+            function = getattr(module, name)
+            if inspect.isfunction(function):
+                defaults = [p.default for p in inspect.signature(function).parameters.values()]
+                assert function in CALLS or not any(isinstance(default, bool) for default in defaults), name

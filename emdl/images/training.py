@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import check_count, check_number, parallel_map
+from emdl.backend import check_count, check_flag, check_number, parallel_map
 from emdl.checkpoint import fingerprint
 from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.images.network import ATOM, BLOCK, Network, frame, read_network, workspace, write_network
@@ -436,6 +436,7 @@ def train(
     EmdlError
         If no gradient is finite any more.
     """
+    noisy, resume = check_flag(noisy, "noisy"), check_flag(resume, "resume")
     levels = _levels(sigma, noisy)
     if (seconds is None) == (steps is None):
         raise InputError("give the length of the training as either seconds or steps")
@@ -447,7 +448,7 @@ def train(
     if network is None:
         network = start_network(n_atoms, n_layers, crops.images[0].shape[0], stride=stride, rng=seed)
     state = _State(Parameters.of(network), network.stride, 0.0)
-    asked = {"sigma": [*levels], "noisy": bool(noisy), "batch": batch, "crop": crop, "tied": tied, "rng": seed}
+    asked = {"sigma": [*levels], "noisy": noisy, "batch": batch, "crop": crop, "tied": tied, "rng": seed}
     with _kept(state, checkpoint, resume, asked, photographs):
         reports = _Reports(state, validation, callback, every)
         begun, done = time.monotonic() - state.seconds, _done(state, seconds, steps)

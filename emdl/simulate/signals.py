@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import as_dictionary, as_real, as_rng, as_stride, check_count, check_number, code_positions
+from emdl.backend import (
+    as_dictionary,
+    as_real,
+    as_rng,
+    as_stride,
+    check_count,
+    check_flag,
+    check_number,
+    code_positions,
+)
 from emdl.errors import InputError
 from emdl.ops import synthesize
 
@@ -103,6 +112,7 @@ def convolutional(
     shape = [check_count(S, "n_samples") for S in shape]
     places = code_positions(shape, D.shape[2:], as_stride(stride, n_axes))
     size = (check_count(n_signals, "n_signals"), len(D), *places)
+    positive = check_flag(positive, "positive")
     z = _draw_codes(size, _densities(density, len(D)), amplitude, positive, rng).astype(D.dtype)
     clean = synthesize(z, D, stride=stride)
     sigma = _noise_level(clean, snr_db, sigma)
