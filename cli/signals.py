@@ -22,6 +22,7 @@ class Stopped(BaseException):
 
 
 _ASKED = (signal.SIGINT, signal.SIGTERM)
+_heard: list[int] = []  # since the command began; what a handler raises is lost in a destructor or a callback from C
 
 
 @contextlib.contextmanager
@@ -39,13 +40,23 @@ def _handled(handler):
             signal.signal(number, old)
 
 
+@contextlib.contextmanager
 def raising():
-    """Return a context in which both signals raise `Stopped`, so that whatever is open is cleaned up."""
+    """Give a context in which both signals raise `Stopped`, so that whatever is open is cleaned up."""
+    _heard.clear()
 
     def stop(number, _):
+        _heard.append(number)
         raise Stopped(number)
 
-    return _handled(stop)
+    with _handled(stop):
+        yield
+        _stop_if_asked()
+
+
+def _stop_if_asked():
+    if _heard:
+        raise Stopped(_heard[0])
 
 
 @contextlib.contextmanager
@@ -62,11 +73,12 @@ def after_the_iteration(callback):
     callable
         To be called instead; it raises `Stopped` if a signal came.
     """
-    asked, iterations = [], []
+    _stop_if_asked()
+    iterations = []
 
     def note(number, _):
-        asked.append(number)
-        if len(asked) > 1 or not iterations:
+        _heard.append(number)
+        if len(_heard) > 1 or not iterations:
             raise Stopped(number)
         screen.say("finishing this iteration, then saving; once more stops at once")
 
@@ -75,10 +87,8 @@ def after_the_iteration(callback):
         del iterations[:-1]
         if callback is not None:
             callback(progress)
-        if asked:
-            raise Stopped(asked[0])
+        _stop_if_asked()
 
     with _handled(note):
         yield end_of_iteration
-    if asked:
-        raise Stopped(asked[0])
+    _stop_if_asked()

@@ -168,19 +168,34 @@ def _versions():
 
 
 def _check_versions(client, workers):
+    """Make sure that workers can do the work; those that leave before they answer are not asked again."""
+    for _ in range(_TRIES):
+        found = client.run(_versions, workers=workers, on_error="return")
+        silent = {address: answer for address, answer in found.items() if isinstance(answer, OSError)}
+        for address in found.keys() - silent.keys():
+            _compare(address, found[address])
+        if not silent:
+            return
+        time.sleep(_POLL)
+        present = _ask(client, client.nthreads)
+        workers = [address for address in silent if address in present]
+        if not workers:
+            return
+    raise ClusterError(f"worker {workers[0]} does not answer ({silent[workers[0]]}); look at its log, or stop it")
+
+
+def _compare(address, found):
+    """Raise if a worker has another emdl, and warn of what else differs there."""
     here = _versions()
-    for address, found in client.run(_versions, workers=workers, on_error="return").items():
-        if isinstance(found, Exception):
-            raise ClusterError(
-                f"worker {address} cannot work for emdl ({found}); pip install emdl=={here['emdl']} there"
-            )
-        if found["emdl"] != here["emdl"]:
-            raise ClusterError(
-                f"worker {address} has emdl {found['emdl']}, here it is {here['emdl']}; install the same version there"
-            )
-        others = [f"{name} {found[name]} (here {here[name]})" for name in here if found[name] != here[name]]
-        if others:
-            _LOG.warning("worker %s has %s: its results may differ in the last bits", address, ", ".join(others))
+    if isinstance(found, Exception):
+        raise ClusterError(f"worker {address} cannot work for emdl ({found}); pip install emdl=={here['emdl']} there")
+    if found["emdl"] != here["emdl"]:
+        raise ClusterError(
+            f"worker {address} has emdl {found['emdl']}, here it is {here['emdl']}; install the same version there"
+        )
+    others = [f"{name} {found[name]} (here {here[name]})" for name in here if found[name] != here[name]]
+    if others:
+        _LOG.warning("worker %s has %s: its results may differ in the last bits", address, ", ".join(others))
 
 
 def _ask(client, function, *args, **kwargs):

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from emdl.cli import signals
 from PIL import Image
 from test_cli import FS, assert_refused, run
 
@@ -118,6 +119,37 @@ def test_a_signal_before_the_first_iteration_stops_at_once_and_leaves_nothing(fo
     assert process.returncode == 143
     assert said.splitlines()[-1] == "emdl: terminated; nothing more was written"
     assert [p.name for p in folder.iterdir() if "checkpoint" not in p.name] == ["rec.npz"]
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_in_a_destructor_is_not_forgotten(number, monkeypatch):
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+
+    class Grave:
+        def __del__(self):
+            signal.raise_signal(number)
+            "the handler runs here, and what it raises is lost".upper()
+
+    def go(*, iterations):
+        reached = []
+        with signals.raising():
+            Grave()
+            reached.append("work")
+            with signals.after_the_iteration(None) as callback:
+                for _ in range(iterations):
+                    callback(None)
+                    reached.append("iteration")
+        return reached
+
+    before = signal.getsignal(number)
+    for iterations in (0, 3):
+        with pytest.raises(signals.Stopped) as stopped:
+            go(iterations=iterations)
+        assert stopped.value.exit_code == 128 + number
+    assert len(lost) == 2
+    assert signal.getsignal(number) == before
 
 
 @POSIX
