@@ -580,6 +580,52 @@ def _result(client, future):
         raise _lost(client, error) from error
 
 
+class Pool:
+    """Workers that keep what all tasks share, for work that falls apart by itself.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    shared : object
+        What every task needs; opened once by every worker (`emdl.sources.pack`).
+    name : str
+        What to call `shared`, for the messages.
+    """
+
+    def __init__(self, client, shared, name):
+        self.client, self.key, packed = check(client), uuid.uuid4().hex, pack(shared, name)
+        self.held = _send(client, packed, len(packed))
+
+    def send(self, array):
+        """Return what stands for an array in tasks: itself, or where it lies on the cluster."""
+        return _send(self.client, array, array.nbytes)
+
+    def map(self, function, tasks):
+        """Give ``function(shared, task)`` for each task; see `spread`."""
+        waiting, left = collections.deque(), iter(tasks)
+        ahead = 1 + 2 * sum(_ask(self.client, self.client.nthreads).values())
+        try:
+            while True:
+                for task in itertools.islice(left, ahead - len(waiting)):
+                    waiting.append(self.client.submit(_apply, self.key, self.held, function, task, pure=False))
+                if not waiting:
+                    return
+                yield _result(self.client, waiting[0])
+                waiting.popleft()
+        finally:
+            self._while_it_runs(self.client.cancel, list(waiting))
+
+    def close(self):
+        """Let the workers forget what they share."""
+        self._while_it_runs(self.client.run, _forget, self.key, on_error="ignore")
+
+    def _while_it_runs(self, function, *args, **kwargs):
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            if self.client.status == "running":
+                function(*args, **kwargs)
+
+
 def spread(client, function, shared, tasks, *, name):
     """Give ``function(shared, task)`` for each task, in their order, computed by the workers.
 
@@ -607,19 +653,5 @@ def spread(client, function, shared, tasks, *, name):
     ClusterError
         If the cluster is lost.
     """
-    key, packed = uuid.uuid4().hex, pack(shared, name)
-    held, waiting, left = _send(check(client), packed, len(packed)), collections.deque(), iter(tasks)
-    ahead = 1 + 2 * sum(_ask(client, client.nthreads).values())
-    try:
-        while True:
-            for task in itertools.islice(left, ahead - len(waiting)):
-                waiting.append(client.submit(_apply, key, held, function, task, pure=False))
-            if not waiting:
-                return
-            yield _result(client, waiting[0])
-            waiting.popleft()
-    finally:
-        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
-            if client.status == "running":
-                client.cancel(list(waiting))
-                client.run(_forget, key, on_error="ignore")
+    with contextlib.closing(Pool(client, shared, name)) as pool:
+        yield from pool.map(function, tasks)

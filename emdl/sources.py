@@ -118,7 +118,7 @@ def _check_size(size, name):
 
 def _open_mapped(path, size, offset, dtype, shape, strides):
     """Return a view of a file as it was in the process that packed it."""
-    with _seen(path):
+    with seen(path):
         found = os.path.getsize(path)
         if found < size:
             raise FileFormatError(
@@ -132,7 +132,7 @@ def _open_dataset(path, name, shape, dtype):
     """Return a data set of an HDF5 file."""
     import h5py
 
-    with _seen(path):
+    with seen(path):
         found = h5py.File(path, "r").get(name)
         if found is None or found.shape != shape or found.dtype != dtype:
             raise FileFormatError(
@@ -142,8 +142,8 @@ def _open_dataset(path, name, shape, dtype):
 
 
 @contextlib.contextmanager
-def _seen(path):
-    """Turn the error of a file that cannot be opened into one that names the machine."""
+def seen(path):
+    """Return a context that turns the error of a file which cannot be opened into one that names the machine."""
     try:
         yield
     except FileFormatError:

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from emdl.cli.app import run
 from laws import smooth_atoms
+from numpy.testing import assert_array_equal
+from PIL import Image
 from test_checkpoint import assert_same
 
 from emdl import cluster, em_fit, parts, simulate, sources, spikes
 from emdl.errors import FileFormatError, InputError, InputTypeError
+from emdl.images.photographs import read_photographs
+from emdl.images.training import train
 
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install 'emdl[dask]'")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of Dask that outlive a killed worker
@@ -253,6 +257,40 @@ def test_a_persisted_dask_array_is_refused(client, long_signal):
     array = pytest.importorskip("dask.array").from_array(long_signal, chunks=(1, 2, 9000)).persist()
     with pytest.raises(InputError, match="persisted"):
         fitted(array, client=client)
+
+
+def test_a_denoiser_learned_by_workers_has_the_bits_of_none(local, client, tmp_path, rng):
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (70, 90), np.uint8)).save(tmp_path / f"{name}.png")
+    photographs = read_photographs(tmp_path)
+    options = {"n_atoms": 32, "n_layers": 2, "steps": 3, "crop": 54, "batch": 10}
+    want = train(photographs, **options)
+    with_workers(local, client, 2)
+    got = train(photographs, client=client, **options)
+    for part in ("analysis", "synthesis", "tau"):
+        assert_array_equal(getattr(got, part), getattr(want, part))
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    with pytest.raises(FileFormatError, match=r"the worker on .* cannot read .*b\.png"):
+        train(photographs, client=client, **options)
+
+
+def test_a_worker_that_leaves_before_it_says_its_version_is_not_asked_again(local, client, monkeypatch):
+    with_workers(local, client, 1)
+    here = next(iter(client.nthreads()))
+    asked = []
+
+    def run(function, workers, on_error):
+        asked.append(sorted(workers))
+        return {w: function() if w == here else OSError("timed out") for w in workers}
+
+    monkeypatch.setattr(client, "run", run)
+    gone = "tcp://127.0.0.1:9"
+    cluster._check_versions(client, [here, gone])
+    assert asked == [sorted([here, gone])]
+    monkeypatch.setattr(client, "nthreads", lambda: {here: 1, gone: 1})
+    with pytest.raises(cluster.ClusterError, match=rf"worker {gone} does not answer \(timed out\); look at its log"):
+        cluster._check_versions(client, [here, gone])
+    assert asked[1:] == [sorted([here, gone])] + [[gone]] * (cluster._TRIES - 1)
 
 
 def test_another_version_on_a_worker_is_reported(client, long_signal, caplog):

@@ -1,25 +1,51 @@
 """Photographs to learn from: reading them small enough that their own noise is gone, and drawing crops."""
 
+import functools
 import pathlib
 
 import numpy as np
 
 from emdl.errors import InputError
+from emdl.images.album import Album, Photograph
 
 SIZES = (1500, 900)  # pixels of the longer side; a photograph is used at each size that it has
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+
+
+def find_photographs(folder):
+    """Return the paths of the images in a folder, in the order of their names.
+
+    Parameters
+    ----------
+    folder : path
+        Searched through with all that lies below it.
+
+    Returns
+    -------
+    list of pathlib.Path
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"there is no photograph in {folder}; files should end in one of {', '.join(SUFFIXES)}")
+    return paths
 
 
 def read_photographs(folder, *, sizes=SIZES, grey=True):
     """Return the photographs of a folder, reduced, as 8-bit images.
 
     Reduction averages neighbouring pixels, so that the noise of the camera and the traces of compression, which would
-    teach a denoiser to keep them, go. A photograph that is smaller than all `sizes` is taken as it is.
+    teach a denoiser to keep them, go. A photograph that is smaller than all `sizes` is taken as it is. One that cannot
+    be read is left out, with a warning in the log.
 
     Parameters
     ----------
     folder : path
-        Searched through with all that lies below it.
+        Searched through with all that lies below it; pages of a TIFF are photographs each.
     sizes : sequence of int
         Longer sides, pixels.
     grey : bool
@@ -27,29 +53,157 @@ def read_photographs(folder, *, sizes=SIZES, grey=True):
 
     Returns
     -------
-    list of ndarray (C, H, W) of uint8
-        C is 1 or 3. The order follows the names of the files.
+    Album
+        Arrays (C, H, W) of uint8; C is 1 or 3. The order follows the names of the files.
 
     Raises
     ------
     InputError
-        If there is no photograph.
+        If there is no photograph, or none can be read.
     """
-    from PIL import Image
 
-    paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"there is no photograph in {folder}; files should end in one of {', '.join(SUFFIXES)}")
-    out = []
-    for path in paths:
-        with Image.open(path) as file:
-            image = file.convert("L" if grey else "RGB")
-        longer = max(image.size)
-        for size in [s for s in sizes if s < longer] or [longer]:
-            small = tuple(max(1, round(n * size / longer)) for n in image.size)
-            reduced = np.asarray(image.resize(small, Image.Resampling.LANCZOS) if size < longer else image)
-            out.append(np.ascontiguousarray(np.atleast_3d(reduced).transpose(2, 0, 1)))
-    return out
+    def prepare(path, number, page):
+        longer = max(page.pixels.shape[:2])
+        at = [Photograph(path, s, grey, number) for s in [s for s in sizes if s < longer] or [longer]]
+        return [(one, one.of(page)) for one in at]
+
+    return _album(pair for pairs in _read(folder, prepare) for pair in pairs)
+
+
+def read_apart(folder, *, sizes=SIZES, grey=True):
+    """Return photographs to learn from, each at several sizes, and photographs to judge by, at the smallest of them.
+
+    A photograph is held out as a whole: at another size it would give the answers away.
+
+    Parameters
+    ----------
+    folder, sizes, grey
+        As in `read_photographs`; a photograph that is smaller than one of the sizes is taken as it is for that one.
+
+    Returns
+    -------
+    learned_from, held_out : Album
+        Of one photograph alone, none is held out.
+
+    Raises
+    ------
+    InputError
+        As `read_photographs`.
+    """
+
+    def prepare(path, number, page):
+        at = [Photograph(path, size, grey, number) for size in sorted(sizes, reverse=True)]
+        images = {image.shape: (one, image) for one, image in ((one, one.of(page)) for one in at)}
+        return list(images.values())
+
+    found = list(_read(folder, prepare))
+    held_out = _held_out(len(found))
+    learned_from = _album(pair for i, pairs in enumerate(found) if i not in held_out for pair in pairs)
+    return learned_from, _album(found[i][-1] for i in sorted(held_out))
+
+
+def _album(pairs):
+    pairs = list(pairs)
+    return Album([one for one, _ in pairs], [image for _, image in pairs])
+
+
+def read_noisy(folder, *, grey=True):
+    """Return noisy photographs in units of their noise.
+
+    Of many or large ones the middle is taken, so that all together need no more than 256 MB. One that shows no noise is
+    left out, with a warning in the log.
+
+    Parameters
+    ----------
+    folder : path
+        Searched through with all that lies below it; pages of a TIFF are photographs each.
+    grey : bool
+        Whether to take the luma alone. Otherwise those in grey are left out.
+
+    Returns
+    -------
+    learned_from, held_out : list of array (C, H, W) of float32
+        Those held out are cut to 384 x 384 pixels. Of one photograph alone, none is held out.
+    levels : list of float
+        Noise levels that were found, on the scale from 0 to 255 (of numbers that are not whole, 255 is their range),
+        of `learned_from` and then of `held_out`.
+
+    Raises
+    ------
+    InputError
+        If there is no photograph, or none shows noise.
+    """
+    n_pages = sum(1 for _ in _places(folder))
+    chosen = {int(i) for i in np.linspace(0, n_pages - 1, _MOST_NOISY)}
+    side = min(_MOST_SIDE, math.isqrt(_MOST_SAMPLES // ((1 if grey else 3) * len(chosen))))
+    found = list(_read(folder, lambda path, number, page: _in_units_of_noise(page, grey, side), chosen))
+    held_out = _held_out(len(found))
+    learned_from, judges = ([one for i, one in enumerate(found) if (i in held_out) == held] for held in (False, True))
+    levels = [level for _, level in learned_from + judges]
+    return [planes for planes, _ in learned_from], [_middle(planes, _JUDGED_SIDE) for planes, _ in judges], levels
+
+
+def _held_out(count):
+    """Return which of so many photographs judge, evenly spread."""
+    n = min(math.ceil(_HELD_OUT * count), _MOST_HELD_OUT) if count > 1 else 0
+    return {int(i) for i in np.linspace(0, count - 1, n + 2)[1:-1]} if n else set()
+
+
+def _places(folder):
+    """Yield (path, number of the page) of all photographs of a folder."""
+    for path in find_photographs(folder):
+        try:
+            pages = files.count(path)
+        except EmdlError:
+            pages = 1  # reading it says what is wrong
+        yield from ((path, number) for number in range(pages))
+
+
+def _read(folder, prepare, chosen=None):
+    """Yield the photographs of a folder, prepared; leave out what cannot be read or prepared, and say so."""
+    places, reason, count = {}, None, 0
+    for index, (path, number) in enumerate(_places(folder)):
+        if chosen is None or index in chosen:
+            places.setdefault(path, set()).add(number)
+    for path, numbers in places.items():
+        pages = enumerate(files.read(path))
+        while True:
+            try:
+                number, page = next(pages)
+                made = prepare(str(path.resolve()), number, page) if number in numbers else None
+            except StopIteration:
+                break
+            except EmdlError as error:
+                reason = error
+                _LOG.warning("%s is left out: %s", path, error)
+                continue
+            if made is not None:
+                yield made
+                count += 1
+    if not count:
+        raise InputError(f"no photograph in {folder} can be learned from; of the last one: {reason}")
+
+
+def _in_units_of_noise(page, grey, side):
+    """Return the middle of a page, over its noise level, and that level on the scale from 0 to 255."""
+    pixels = page.pixels
+    if pixels.shape[2] not in (1, 3) or (pixels.shape[2] == 1 and not grey):
+        raise InputError(f"it is {page.description}; wanted {'grey or ' if grey else ''}RGB")
+    planes = _middle(np.moveaxis(pixels, -1, 0), _MOST_SIDE)
+    restore.check_finite(planes, "it")
+    planes = np.tensordot(_LUMA, planes, 1)[None] if grey and len(planes) == 3 else planes
+    planes = planes.astype(np.float32)
+    level = restore.plan(planes, None, None).level
+    if level == 0:
+        raise InputError("it shows no noise")
+    peak = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else float(np.ptp(planes))
+    return _middle(planes, side) / np.float32(level), 255 * level / peak
+
+
+def _middle(planes, side):
+    """Return the middle of an image (C, H, W), no larger than `side` along each axis."""
+    top, left = (max(0, n - side) // 2 for n in planes.shape[1:])
+    return planes[:, top : top + side, left : left + side]
 
 
 class Crops:
@@ -78,9 +232,12 @@ class Crops:
         channels = sorted({image.shape[0] for image in self.images})
         if len(channels) > 1:
             raise InputError(f"the photographs have {channels} channels, wanted one number; convert them first")
-        self.size, self.tries = size, tries
+        self.photographs, self.size, self.tries = photographs, size, tries
         weight = np.sqrt([float(image.shape[1] * image.shape[2]) for image in self.images])
         self._edges = np.cumsum(weight / weight.sum())
+
+    def __reduce__(self):
+        return functools.partial(Crops, tries=self.tries), (self.photographs, self.size)
 
     def draw(self, rng):
         """Return one crop.

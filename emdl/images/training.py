@@ -25,6 +25,7 @@ References
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ _TIES = ("no", "layers", "all")
 _STEP = 0.1  # of the slope in the estimate of the error, in units of the noise level
 _LOG = logging.getLogger(__name__)
 _LOST = 50  # steps in a row without a finite gradient, after which there is no hope
+_PIECES = 8  # of a batch, whatever computes them
 _FIRST = 1.5  # thresholds at the start, in standard deviations of the noise in a code
 
 
@@ -379,6 +381,7 @@ def train(
     every=300.0,
     pause=None,
     rng=0,
+    client=None,
 ):
     """Return a network that was trained to remove noise from photographs.
 
@@ -422,6 +425,10 @@ def train(
         Called without arguments after each step; what it raises ends the training with the checkpoint written.
     rng : int
         Seed.
+    client : distributed.Client, optional
+        Workers of Dask that compute the gradients of a batch, in eight pieces that are added in their order: the
+        network has the same bits as without. Photographs of `emdl.images.photographs` are read from their files by
+        each worker.
 
     Returns
     -------
@@ -429,6 +436,8 @@ def train(
 
     Raises
     ------
+    ClusterError
+        If the cluster is lost; the checkpoint stays.
     InputError
         If a size does not fit, or the checkpoint belongs to another training.
     FileFormatError
@@ -449,11 +458,15 @@ def train(
         network = start_network(n_atoms, n_layers, crops.images[0].shape[0], stride=stride, rng=seed)
     state = _State(Parameters.of(network), network.stride, 0.0)
     asked = {"sigma": [*levels], "noisy": noisy, "batch": batch, "crop": crop, "tied": tied, "rng": seed}
-    with _kept(state, checkpoint, resume, asked, photographs):
+    draw = _Draw(crops, levels, batch, seed, noisy, network.stride, state.parameters.shape)
+    with (
+        contextlib.closing(_Threads(draw) if client is None else _Workers(draw, client)) as engine,
+        _kept(state, checkpoint, resume, asked, photographs),
+    ):
         reports = _Reports(state, validation, callback, every)
         begun, done = time.monotonic() - state.seconds, _done(state, seconds, steps)
         while done < 1:
-            loss, share, gradient = _batch(state, crops, levels, batch, (seed, state.adam.step), noisy)
+            loss, share, gradient = engine.batch(state.parameters, state.adam.step)
             _tie(Parameters(state.parameters.shape, gradient), tied)
             state.apply(gradient, rate * _schedule(done))
             state.seconds = time.monotonic() - begun
@@ -547,35 +560,91 @@ def _schedule(done):
     return min(done / _WARM + 0.01, 1.0) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _batch(state, crops, sigma, batch, seed, noisy=False):
-    """Return loss, share of non-zeros and gradient of one batch, in pieces that do not depend on the threads."""
-    parameters, packed = state.parameters, state.parameters.packed(state.stride)
-    pieces = min(8, batch)
+@dataclass(frozen=True)
+class _Draw:
+    """What a batch is drawn from and how its loss is told; each of its pieces is the same wherever it is computed."""
 
-    def piece(i):
-        rng = np.random.default_rng((*seed, i))
-        gradient, loss, filled = Parameters(parameters.shape), 0.0, 0
-        for _ in range(i, batch, pieces):
-            crop = crops.draw(rng)
-            level = rng.uniform(*sigma)
+    crops: Crops
+    levels: tuple
+    batch: int
+    seed: int
+    noisy: bool
+    stride: int
+    shape: tuple
+
+    @property
+    def n_pieces(self):
+        return min(_PIECES, self.batch)
+
+    def piece(self, parameters, packed, step, i):
+        """Return loss, number of non-zeros and gradient of piece `i` of the batch of a step."""
+        rng = np.random.default_rng((self.seed, step, i))
+        gradient, loss, filled = Parameters(self.shape), 0.0, 0
+        for _ in range(i, self.batch, self.n_pieces):
+            crop = self.crops.draw(rng)
+            level = rng.uniform(*self.levels)
             crop = (crop - crop.mean(axis=(1, 2), keepdims=True)) / np.float32(level)
-            if noisy:
+            if self.noisy:
                 signs = rng.integers(0, 2, crop.shape).astype(np.float32) * 2 - 1
-                pair, function, weight = (crop, signs), risk_gradient, 1 / batch
+                pair, function, weight = (crop, signs), risk_gradient, 1 / self.batch
             else:
                 pair, function = (crop + rng.standard_normal(crop.shape, np.float32), crop), loss_gradient
-                weight = level ** (1 - _POWER / 2) / batch
-            one, nonzeros = function(parameters, state.stride, *pair, weight, gradient, packed=packed)
+                weight = level ** (1 - _POWER / 2) / self.batch
+            one, nonzeros = function(parameters, self.stride, *pair, weight, gradient, packed=packed)
             loss, filled = loss + one, filled + nonzeros
         return loss, filled, gradient.vector
 
-    done = parallel_map(piece, range(pieces))
-    gradient = done[0][2]
-    for _, _, more in done[1:]:
-        gradient += more
-    places = ((crops.size - ATOM) // state.stride + 1) ** 2
-    share = sum(filled for _, filled, _ in done) / (batch * places * parameters.shape[1])
-    return sum(loss for loss, _, _ in done), share, gradient
+    def gather(self, done):
+        """Return loss, share of non-zeros and gradient of a batch from those of its pieces, in their order."""
+        done = iter(done)
+        loss, filled, gradient = next(done)
+        gradient = gradient.copy()  # what comes from a worker is read-only
+        for more, nonzeros, vector in done:
+            loss, filled = loss + more, filled + nonzeros
+            gradient += vector
+        places = ((self.crops.size - ATOM) // self.stride + 1) ** 2
+        return loss, filled / (self.batch * places * self.shape[1]), gradient
+
+
+class _Threads:
+    """The pieces of a batch, computed by the threads of this process."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def batch(self, parameters, step):
+        """Return loss, share of non-zeros and gradient of the batch of a step."""
+        packed = parameters.packed(self.draw.stride)
+        run = functools.partial(self.draw.piece, parameters, packed, step)
+        return self.draw.gather(parallel_map(run, range(self.draw.n_pieces)))
+
+    def close(self):
+        """Nothing is left behind."""
+
+
+class _Workers:
+    """The pieces of a batch, computed by the workers of a cluster."""
+
+    def __init__(self, draw, client):
+        from emdl.cluster import Pool
+
+        self.draw, self.pool = draw, Pool(client, draw, "photographs")
+
+    def batch(self, parameters, step):
+        """Return loss, share of non-zeros and gradient of the batch of a step."""
+        sent = self.pool.send(parameters.vector)
+        return self.draw.gather(self.pool.map(_piece, [(sent, step, i) for i in range(self.draw.n_pieces)]))
+
+    def close(self):
+        """Let the workers forget the photographs."""
+        self.pool.close()
+
+
+def _piece(draw, task):
+    """Return what a worker finds in a piece of a batch."""
+    vector, step, i = task
+    parameters = Parameters(draw.shape, np.array(vector))
+    return draw.piece(parameters, parameters.packed(draw.stride), step, i)
 
 
 class _State:
