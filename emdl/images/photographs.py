@@ -1,15 +1,26 @@
-"""Photographs to learn from: reading them small enough that their own noise is gone, and drawing crops."""
+"""Photographs to learn from: reading them so small that their own noise is gone, or for their noise; drawing crops."""
 
 import functools
+import logging
+import math
 import pathlib
 
 import numpy as np
 
-from emdl.errors import InputError
+from emdl.errors import EmdlError, InputError
+from emdl.images import files, restore
 from emdl.images.album import Album, Photograph
 
 SIZES = (1500, 900)  # pixels of the longer side; a photograph is used at each size that it has
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+SUFFIXES = tuple(files.FORMATS)
+_HELD_OUT = 0.1  # share of the photographs that only judge
+_MOST_HELD_OUT = 12
+_MOST_NOISY = 200  # noisy photographs, evenly spread over the folder
+_MOST_SIDE = 2000  # pixels along each axis of a noisy photograph: of a larger one the middle is learned from
+_MOST_SAMPLES = 64_000_000  # of all noisy photographs, 256 MB
+_JUDGED_SIDE = 384  # pixels along each axis of a noisy photograph that judges
+_LUMA = np.array([0.299, 0.587, 0.114])
+_LOG = logging.getLogger(__name__)
 
 
 def find_photographs(folder):
