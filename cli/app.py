@@ -166,9 +166,9 @@ def train(
         if noisy:
             from .train_patches import train_patches
 
-            _check_unused(f"{task} --noisy", minutes=minutes, layers=layers, colour=colour, resume=resume)
-            learn = {"n_atoms": atoms, "max_iter": max_iter, "rng": seed}
-            train_patches(recording, output or Path(DEFAULT_OUTPUT), **learn, plot=plot, **shown)
+            _check_unused(f"{task} --noisy", minutes=minutes, layers=layers)
+            learn = {"n_atoms": atoms, "max_iter": max_iter, "grey": not colour, "rng": seed}
+            train_patches(recording, output or Path(DEFAULT_OUTPUT), learn=learn, plot=plot, **kept, **shown)
             return
         _check_unused(task, max_iter=max_iter)
         learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}

@@ -1,118 +1,85 @@
 """``emdl train --task denoise --noisy``: learn a dictionary from noisy photographs alone, by EM."""
 
-import shlex
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.errors import InputError
-
-from . import files, screen
-from .train_denoise import MODEL_SUFFIXES, check_folder
-
-_MOST_SIDE = 2000  # pixels along each axis: of a larger photograph the middle is learned from
-_MOST = 200  # photographs, evenly spread over the folder
+from .train_photographs import train
 
 
-def train_patches(folder, output, *, n_atoms, max_iter, rng, plot, force, quiet, as_json):
+def train_patches(folder, output, *, learn, **shown):
     """Learn a dictionary from the noisy photographs of a folder and write it, with a picture of its atoms.
 
     Parameters
     ----------
-    folder : Path or None
-        Searched with all that lies below it. Photographs may differ in their noise level, which is estimated.
-    output : Path
-        The model; the stem of all outputs.
-    n_atoms, max_iter : int or None
-        Arguments of `emdl.images.learn.fit`; None leaves them to it.
-    rng : int
-        Seed.
-    plot : bool
-        Draw the picture.
-    force, quiet, as_json : bool
-        Replace outputs that exist; say nothing but errors; print one JSON object.
+    folder, output, **shown
+        As in `train_photographs.train`. Photographs may differ in their noise level, which is estimated.
+    learn : dict
+        Arguments of `emdl.images.learn.fit`; those that are None are left to it. ``grey`` says whether colours are left
+        out.
 
     Raises
     ------
     EmdlError
         If the input is bad or the output cannot be written.
     """
-    check_folder(folder)
-    if output.suffix.lower() not in MODEL_SUFFIXES:
-        raise InputError(f"a model is an HDF5 file, got -o {output}; end it in .h5")
-    outputs = {"model": output} | ({"png": output.with_suffix(".png")} if plot else {})
-    files.check_outputs(outputs.values(), force=force)
-    from emdl import storage
-    from emdl.images import learn, report
+    given = {name: value for name, value in learn.items() if value is not None and name != "grey"}
+    train(folder, output, Dictionary(given, learn["grey"], []), **shown)
 
-    started = time.monotonic()
-    with storage.lock(output), screen.notes(quiet=quiet), screen.compile_notice(quiet=quiet):
-        planes, levels = _read(folder)
-        if not quiet:
-            screen.say(f"{len(planes)} photographs, noise {min(levels):.3g} to {max(levels):.3g} of 255 (estimated)")
-        options = {"n_atoms": n_atoms, "max_iter": max_iter}
-        history = []
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A dictionary learned from noisy photographs; those held out judge it by what it takes out of them."""
+
+    given: dict
+    grey: bool
+    levels: list
+    unit = "iteration"
+
+    def read(self, folder):
+        """Return the photographs to learn from, those to judge by, and what to say of them."""
+        from emdl.images.photographs import read_noisy
+
+        planes, held_out, self.levels[:] = read_noisy(folder, grey=self.grey)
+        return planes, held_out, f", noise {min(self.levels):.3g} to {max(self.levels):.3g} of 255 (estimated)"
+
+    def learn(self, planes, held_out, story, pause, *, checkpoint, resume, every):
+        """Return the dictionary."""
+        from emdl.images import learn, report
+
+        began = told = time.monotonic()
 
         def tell(now):
-            history.append(now.per_patch)
-            if not quiet:
-                screen.say(f"iteration {now.iteration} of {now.max_iter}: {now.per_patch:.2f} codes for a patch")
+            nonlocal told
+            if time.monotonic() - told >= every or now.iteration == now.max_iter:
+                judged = self._judged(now.model, held_out)
+                measures = {"codes_per_patch": now.per_patch}
+                reached = report.Reached(now.iteration, time.monotonic() - began, measures, judged)
+                words = f"{now.per_patch:.2f} codes for a patch"
+                story.tell(now.iteration / now.max_iter, reached, words, now.model)
+                told = time.monotonic()
+            pause()
 
-        given = {name: value for name, value in options.items() if value is not None}
-        model = learn.fit(planes, 1.0, rng=rng, callback=tell, **given)
-        model.save(output)
-        if plot:
-            picture = report.atoms_figure(model)
-            with files.replacing(outputs["png"]) as part:
-                picture.savefig(part, dpi=120)
-    facts = {
-        "photographs": str(folder),
-        "outputs": {name: str(path) for name, path in outputs.items()},
-        "n_images": len(planes),
-        "n_atoms": model.n_atoms,
-        "sigma": levels,
-        "codes_per_patch": history,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    if as_json:
-        screen.put_json(facts)
-    elif not quiet:
-        _show(facts, output)
+        kept = {"checkpoint": checkpoint, "checkpoint_every": every, "resume": resume}
+        return learn.fit(planes, 1.0, callback=tell, **kept, **self.given)
 
+    def _judged(self, model, held_out):
+        """Return {noise level: estimated PSNR} of the photographs held out, at their mean level."""
+        from emdl.images import learn
 
-def _read(folder):
-    """Return the brightness of the photographs in units of their noise, and their noise levels."""
-    from PIL import Image
+        if not held_out:
+            return {}
+        level = float(np.exp(np.mean(np.log(self.levels[-len(held_out) :])))) * learn.JUDGED_AT
+        return {float(f"{level:.3g}"): float(20 * np.log10(255 / level)) + learn.taken_out(model, held_out, 1.0)}
 
-    from emdl.images import noise
-    from emdl.images.photographs import SUFFIXES
+    def facts(self, model):
+        """Return what there is to say of the dictionary."""
+        return {"n_atoms": model.n_atoms, "n_channels": model.n_channels, "sigma": self.levels}
 
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"there is no photograph in {folder}; files should end in one of {', '.join(SUFFIXES)}")
-    planes, levels = [], []
-    for path in (paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, _MOST).astype(int))):
-        with Image.open(path) as file:
-            plane = np.asarray(file.convert("L"), np.float32)
-        top, left = (max(0, n - _MOST_SIDE) // 2 for n in plane.shape)
-        plane = plane[top : top + _MOST_SIDE, left : left + _MOST_SIDE]
-        level = noise.level_of_plane(plane)
-        if level == 0 or min(plane.shape) < noise.SIDE:
-            screen.say(f"{path} is left out: it shows no noise")
-            continue
-        planes.append(plane[None] / np.float32(level))
-        levels.append(level)
-    if not planes:
-        raise InputError(f"no photograph in {folder} shows noise; leave out --noisy to learn from clean ones")
-    return planes, levels
-
-
-def _show(facts, output):
-    from rich.markup import escape
-
-    screen.put_renderables(
-        f"[b]{facts['n_atoms']} atoms[/b] learned from {facts['n_images']} noisy photographs in "
-        f"{escape(facts['photographs'])} in {facts['seconds']:.0f} s, by EM, without a clean one",
-        "[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())),
-        "[b]Next[/b]      " + escape(shlex.join(["emdl", "denoise", "IMAGE", "--model", str(output)])),
-    )
+    def headline(self, facts):
+        """Return one line on what was learned, with a place for the name of the folder."""
+        return (
+            f"[b]{facts['n_atoms']} atoms[/b] learned from {facts['n_images']} noisy photographs in {{}} in "
+            f"{facts['seconds']:.0f} s, by EM, without a clean one"
+        )

@@ -13,7 +13,7 @@ import tifffile
 from emdl.cli import main
 from PIL import Image
 
-from emdl.images import files, training
+from emdl.images import files, learn, training
 
 NOISE = 20.0
 
@@ -377,32 +377,94 @@ def test_a_denoiser_is_trained_and_used(folder, run, photographs):
     assert "a denoising network" in run("info", "mine.h5")[1]
 
 
-def test_a_dictionary_is_learned_from_noisy_photographs_alone(folder, run, rng):
-    """Photographs of different noise levels, no clean one; what is learned is better than a start of cosines."""
+@pytest.fixture
+def noisy(folder, rng):
+    """A folder of photographs of different noise levels, no clean one; the options that learn from it."""
     (folder / "noisy").mkdir()
-    for i, sigma in enumerate((10, 20, 30)):
+    for i, sigma in enumerate((10, 15, 20, 30)):
         Image.fromarray(photograph(rng, (120, 120), sigma)).save(folder / "noisy" / f"{i}.png")
-    args = ("train", "--task", "denoise", "noisy", "--noisy", "-o", "mine.h5", "--atoms", "40", "--max-iter", "3")
-    code, out, err = run(*args)
+    return ("train", "--task", "denoise", "noisy", "--noisy", "-o", "mine.h5", "--atoms", "40", "--max-iter", "4")
+
+
+def test_a_dictionary_is_learned_from_noisy_photographs_alone(folder, run, noisy):
+    """The PSNR that it tells of the second photograph, without a clean one, is right within a decibel."""
+    code, out, err = run(*noisy, "--checkpoint-every", "0")
     assert code == 0, err
     assert names(folder) == ["a.png", "mine.h5", "mine.png", "noisy"]
-    assert "3 photographs, noise" in err
-    assert "iteration 3 of 3" in err
+    assert "3 images to learn from, 1 to judge by, noise" in err
+    assert len(re.findall(r"%, iteration [1-4], .* codes for a patch; PSNR", err)) == 4
     assert "without a clean one" in out
+    told, level = map(float, re.search(r"PSNR ([\d.]+) dB at sigma ([\d.]+), on photographs", out).groups())
+    assert level == pytest.approx(15 * 1.25**0.5, rel=0.1)
+    truth = photograph(np.random.default_rng(0), (120, 120), 0).astype(np.float32)
+    given = truth + np.float32(level) * np.random.default_rng(5).standard_normal(truth.shape, np.float32)
+    found = learn.PatchModel.load("mine.h5").denoise(given[None, None], level)[0, 0]
+    assert told == pytest.approx(20 * np.log10(255 / np.std(found - truth)), abs=1)
+    assert told > 20 * np.log10(255 / level) + 7
     code, out, err = run("denoise", "noisy/1.png", "--model", "mine.h5", "-o", "clean.png")
     assert code == 0, err
     assert "mine.h5: 40 atoms" in out
-    truth = photograph(np.random.default_rng(0), (120, 120), 0).astype(float)
     before, after = (np.asarray(Image.open(name), float) for name in ("noisy/1.png", "clean.png"))
     assert np.std(after - truth) < 0.5 * np.std(before - truth)
-    refused(run(*args, "--force", "--layers", "3"), "--layers mean nothing with --task denoise --noisy")
-    refused(run(*args), "exist")
+    refused(run(*noisy, "--force", "--layers", "3"), "--layers mean nothing with --task denoise --noisy")
+    refused(run(*noisy), "exist")
+
+
+def test_an_interrupted_learning_from_noisy_photographs_ends_with_the_same_bits(folder, run, noisy, monkeypatch):
+    assert run(*noisy, "--quiet") == (0, "", "")
+    whole, count, iterate = learn.PatchModel.load("mine.h5"), [], learn._iterate
+    (folder / "mine.h5").unlink()
+
+    def interrupt(*given, **options):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return iterate(*given, **options)
+
+    monkeypatch.setattr(learn, "_iterate", interrupt)
+    args = (*noisy, "--no-plot", "--checkpoint-every", "1000")
+    assert run(*args, "--force")[0] == 130
+    assert "mine.checkpoint.h5" in names(folder)
+    refused(run(*args), "interrupted", "--resume")
+    refused(run(*args, "--resume", "--atoms", "41"), "n_atoms")
+    code, _, err = run(*args, "--resume")
+    assert code == 0, err
+    assert len(count) == 5  # two iterations, one that was interrupted, and the two that were left
+    again = learn.PatchModel.load("mine.h5")
+    assert np.array_equal(again.D, whole.D)
+    assert np.array_equal(again.threshold, whole.threshold)
+    assert "mine.checkpoint.h5" not in names(folder)
+
+
+def test_colours_are_learned_from_noisy_photographs(folder, run, rng, noisy):
+    """Those without colours are left out."""
+    for i in range(2):
+        Image.fromarray(photograph(rng, (80, 90, 3), 20)).save(folder / "noisy" / f"colour{i}.png")
+    code, out, err = run(*noisy, "--colour", "--json")
+    assert code == 0, err
+    assert "0.png is left out: it is 120 x 120, grey, 8 bit; wanted RGB" in err
+    facts = json.loads(out)
+    assert (facts["n_images"], facts["n_channels"], facts["history"]["iteration"]) == (1, 3, [4])
+    assert facts["sigma"] == pytest.approx([20, 20], rel=0.15)
+    assert run("denoise", "noisy/colour1.png", "--model", "mine.h5", "-o", "clean.png")[0] == 0
+    truth = photograph(rng, (80, 90, 3), 0).astype(float)
+    assert np.std(np.asarray(Image.open("clean.png")) - truth) < 10
+    refused(run("denoise", "a.png", "--model", "mine.h5"), "3 channels")
 
 
 def test_photographs_without_noise_are_left_out(folder, run):
     (folder / "flat").mkdir()
     Image.fromarray(np.full((40, 40), 90, np.uint8)).save(folder / "flat" / "a.png")
-    refused(run("train", "--task", "denoise", "flat", "--noisy"), "no photograph in flat shows noise")
+    refused(run("train", "--task", "denoise", "flat", "--noisy"), "no photograph in flat", "it shows no noise")
+
+
+def test_a_photograph_that_cannot_be_read_is_left_out(folder, run, photographs):
+    (folder / photographs / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    args = ("train", "--task", "denoise", photographs, "-o", "mine.h5", "--minutes", "0.01", "--no-plot", *SMALL)
+    code, _, err = run(*args)
+    assert code == 0, err
+    assert "broken.jpg is left out" in err
+    assert "4 images to learn from, 1 to judge by" in err
 
 
 def test_an_interrupted_training_goes_on(folder, run, photographs, monkeypatch):

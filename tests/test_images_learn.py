@@ -6,7 +6,7 @@ import pytest
 from emdl import load
 from emdl.errors import FileFormatError, InputError
 from emdl.images import greedy
-from emdl.images.learn import PatchModel, fit
+from emdl.images.learn import JUDGED_AT, PatchModel, fit, taken_out
 from emdl.images.shifts import ShiftedEncoder
 from emdl.optim import normalize_atoms
 
@@ -32,6 +32,22 @@ def test_learning_on_a_noisy_photograph_takes_most_noise_away(photograph):
     assert reached > psnr(first.denoise(noisy[None, None], 25)[0, 0], photograph)
     assert [t.iteration for t in told] == [1, 2, 3, 4, 5, 6]
     assert 0.1 < told[-1].per_patch < 5
+
+
+class Rounding:
+    """A denoiser that is not even continuous."""
+
+    def denoise(self, planes, sigma):
+        return 4 * np.rint(planes / 4)
+
+
+def test_how_much_noise_is_taken_out_is_known_without_the_clean_image(rng):
+    clean, sigma = 4 * rng.integers(-3, 4, (1, 300, 300)).astype(np.float32), 2.5
+    noisy = sigma * (clean + rng.standard_normal(clean.shape))
+    more = clean + JUDGED_AT * rng.standard_normal(clean.shape)
+    left = np.mean((Rounding().denoise(more, None) - clean) ** 2) / JUDGED_AT**2
+    assert taken_out(Rounding(), [noisy], sigma) == pytest.approx(-10 * np.log10(left), abs=0.1)
+    assert np.isnan(taken_out(Rounding(), [0.01 * noisy], sigma))
 
 
 def test_greedy_codes_are_the_posterior_mean_on_a_support_that_no_atom_improves(rng):

@@ -21,14 +21,18 @@ References
    Trans. Image Process. 15 (2006), doi:10.1109/TIP.2006.881969.
 .. [2] D. Foster, E. George, The risk inflation criterion for multiple regression, Ann. Stat. 22 (1994),
    doi:10.1214/aos/1176325766.
+.. [3] T. Pang, H. Zheng, Y. Quan, H. Ji, Recorrupted-to-recorrupted: unsupervised deep learning for image denoising,
+   CVPR (2021), doi:10.1109/CVPR46437.2021.00208.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from emdl import checkpoint as kept
 from emdl.backend import (
     as_dictionary,
     as_rng,
@@ -50,6 +54,8 @@ _CHUNK = 4096  # patches coded at once, about
 _LEARNED_FROM = 12_000  # patches of one iteration
 _LEAST_USED = 4  # patches that an atom has to be in to stay
 _SHRINK = np.float32(0.975)  # tau^2 / (1 + tau^2) to start from
+_MORE = 0.5  # noise that is added to judge by noisy images alone, in units of theirs
+JUDGED_AT = math.sqrt(1 + _MORE**2)  # noise at which `taken_out` judges, likewise
 
 
 @dataclass(frozen=True)
@@ -193,18 +199,30 @@ class Learning:
         Number of this iteration, from 1, and of all.
     per_patch : float
         Mean number of codes of a patch.
-    D : array (K, C, h, w)
-        Dictionary.
+    model : PatchModel
+        As it stands.
     """
 
     iteration: int
     max_iter: int
     per_patch: float
-    D: np.ndarray
+    model: PatchModel
 
 
 @with_one_blas_thread
-def fit(planes, sigma=None, *, n_atoms=255, atom_shape=(8, 8), max_iter=15, rng=None, callback=None):
+def fit(
+    planes,
+    sigma=None,
+    *,
+    n_atoms=255,
+    atom_shape=(8, 8),
+    max_iter=15,
+    rng=None,
+    callback=None,
+    checkpoint=None,
+    checkpoint_every=kept.EVERY,
+    resume=False,
+):
     """Return a model of the patches of noisy images, learned from them alone.
 
     Parameters
@@ -223,6 +241,13 @@ def fit(planes, sigma=None, *, n_atoms=255, atom_shape=(8, 8), max_iter=15, rng=
         Source of the choice of patches; the same seed gives the same bits.
     callback : callable, optional
         Called with a `Learning` after each iteration; a true return value ends the fit.
+    checkpoint : path, optional
+        File that keeps the state of the fit, whole or not at all, also when an exception or an interrupt ends it.
+    checkpoint_every : float
+        Seconds between two writes of it.
+    resume : bool
+        Go on from the checkpoint, if it exists. With the same images and arguments the result has the bits that it
+        would have had without the interruption; only `max_iter` may differ.
 
     Returns
     -------
@@ -231,7 +256,10 @@ def fit(planes, sigma=None, *, n_atoms=255, atom_shape=(8, 8), max_iter=15, rng=
     Raises
     ------
     InputError
-        If an image is smaller than a patch after reflection, shapes do not fit, or a value is out of range.
+        If an image is smaller than a patch after reflection, shapes do not fit, or a value is out of range; if the
+        checkpoint exists without `resume`, is in use, or belongs to another fit.
+    FileFormatError
+        If the checkpoint is damaged.
 
     Examples
     --------
@@ -243,38 +271,117 @@ def fit(planes, sigma=None, *, n_atoms=255, atom_shape=(8, 8), max_iter=15, rng=
     >>> bool(abs(clean - stripes).std() < 0.1)
     True
     """
-    images = [as_signals(image, 2, "planes")[0 if np.ndim(image) < 3 else slice(None)] for image in planes]
-    images = [image.reshape(-1, *image.shape[-2:]).astype(np.float32) for image in images]
-    shape = tuple(check_count(s, "atom_shape", 2) for s in atom_shape)
+    images, shape = _images(planes), tuple(check_count(s, "atom_shape", 2) for s in atom_shape)
     if len(shape) != 2:
         raise InputError(f"atom_shape is {atom_shape!r}, wanted rows and columns")
-    C = len(images[0])
-    if any(len(image) != C for image in images):
-        raise InputError(f"the images have {sorted({len(image) for image in images})} channels, wanted the same number")
     if sigma is None:
         from emdl.images.restore import estimate_sigma
 
         sigma = estimate_sigma(images[0], channel_axis=0)
     sigma = check_number(sigma, "sigma", 0, strict=True)
     n_atoms, max_iter = check_count(n_atoms, "n_atoms"), check_count(max_iter, "max_iter")
+    asked = {"planes": images, "sigma": sigma, "n_atoms": n_atoms, "atom_shape": shape, "rng": rng}
     rng = as_rng(rng)
     wide = [np.pad(x / np.float32(sigma), ((0, 0), *((s - 1, s - 1) for s in shape)), mode="reflect") for x in images]
-    atoms = _start(wide, n_atoms, shape, rng)
-    price, shrink = np.full(n_atoms, math.log(max(n_atoms, 2)), np.float32), float(_SHRINK)
-    for iteration in range(1, max_iter + 1):
-        patches = _sample(wide, shape, _LEARNED_FROM, rng)
-        z, count = _dense_codes(patches, atoms, price, shrink)
-        atoms = _update(atoms, z, patches)
-        used, energy = np.count_nonzero(z, axis=0), float((z.astype(np.float64) ** 2).sum())
-        price = -np.log((used / len(patches) + 1 / n_atoms) / 2).astype(np.float32)
-        variance = max(energy / max(used.sum(), 1), 1.0)
-        shrink = variance / (1 + variance)
-        if iteration < max_iter - 1:
-            atoms = _replace_unused(atoms, used, patches, z)
-        told = Learning(iteration, max_iter, float(count.mean()), atoms.reshape(n_atoms, C, *shape))
-        if callback is not None and callback(told):
-            break
-    return PatchModel(atoms.reshape(n_atoms, C, *shape), np.sqrt(2 * np.maximum(price, 0)), shrink)
+    with kept.Checkpoint(checkpoint, asked, kind="patches", every=checkpoint_every, resume=resume) as keeper:
+        first, state = _begin(keeper.found, wide, n_atoms, shape, rng)
+        for iteration in range(first + 1, max_iter + 1):
+            state, per_patch = _iterate(
+                state, _sample(wide, shape, _LEARNED_FROM, rng), repair=iteration < max_iter - 1
+            )
+            keeper.offer(state._asdict() | {"iteration": iteration, "rng": kept.of_rng(rng)})
+            told = Learning(iteration, max_iter, per_patch, state.model(len(images[0]), shape))
+            if callback is not None and callback(told):
+                break
+    return state.model(len(images[0]), shape)
+
+
+def taken_out(model, planes, sigma, *, rng=0):
+    r"""Return how much of their noise a model takes out of noisy images, estimated from them alone.
+
+    From an image y and fresh noise n two are made, :math:`y_1 = y + \sigma n / 2` and :math:`y_2 = y - 2 \sigma n`,
+    whose noise is independent; hence [3]_, for a denoiser f of any kind,
+
+    .. math:: E \|f(y_1) - y_2\|^2 = E \|f(y_1) - x\|^2 + 5 N \sigma^2.
+
+    The mean over n and -n is taken, and the energy of n, which is known, takes the place of its expectation: both lower
+    the variance.
+
+    Parameters
+    ----------
+    model : PatchModel
+        Or another with `denoise`.
+    planes : sequence of array (C, H, W)
+        Noisy images, best such that were not learned from.
+    sigma : float
+        Their noise level. If it is wrong by a share e, the energy that is left comes out wrong by about 2 e times that
+        of the noise, alike for all models.
+    rng : Generator or int
+        Source of n.
+
+    Returns
+    -------
+    float
+        Decibels by which the noise of :math:`y_1`, :math:`\sqrt{1.25} \sigma`, is lowered; NaN if no noise seems left.
+    """
+    rng, left, count = as_rng(rng), 0.0, 0
+    more, sigma = np.float32(_MORE), np.float32(check_number(sigma, "sigma", 0, strict=True))
+    for plane in planes:
+        y = np.asarray(plane, np.float32) / sigma
+        n = rng.standard_normal(y.shape, np.float32)
+        for sign in (n, -n):
+            found = model.denoise((y + more * sign)[None], JUDGED_AT)[0]
+            left += float(np.sum((found - y + sign / more) ** 2, dtype=np.float64)) / 2
+        left -= float(np.sum((n / more) ** 2, dtype=np.float64)) + y.size
+        count += y.size
+    return 10 * math.log10(count * JUDGED_AT**2 / left) if left > 0 else math.nan
+
+
+def _images(planes):
+    """Return noisy images as (C, H, W) of float32, all with as many channels."""
+    images = [as_signals(image, 2, "planes")[0 if np.ndim(image) < 3 else slice(None)] for image in planes]
+    images = [image.reshape(-1, *image.shape[-2:]).astype(np.float32) for image in images]
+    channels = sorted({len(image) for image in images})
+    if len(channels) != 1:
+        raise InputError(f"the images have {channels} channels, wanted the same number")
+    return images
+
+
+class _State(NamedTuple):
+    """What one iteration hands to the next: atoms (K, C * h * w), the price of each, and what codes keep."""
+
+    atoms: np.ndarray
+    price: np.ndarray
+    shrink: float
+
+    def model(self, C, shape):
+        threshold = np.sqrt(2 * np.maximum(self.price, 0))
+        return PatchModel(self.atoms.reshape(len(self.atoms), C, *shape), threshold, self.shrink)
+
+
+def _begin(found, wide, n_atoms, shape, rng):
+    """Return the iterations that are done, none or those of a checkpoint, and the state after them."""
+    if found is None:
+        price = np.full(n_atoms, math.log(max(n_atoms, 2)), np.float32)
+        return 0, _State(_start(wide, n_atoms, shape, rng), price, float(_SHRINK))
+    done, shrink = kept.value_of(found, "iteration", int), kept.value_of(found, "shrink", float)
+    if done < 1 or not 0 < shrink < 1:
+        raise FileFormatError(f"the checkpoint is damaged: iteration {done}, shrink {shrink}")
+    atoms = kept.array_of(found, "atoms", (n_atoms, len(wide[0]) * math.prod(shape)), np.float32)
+    kept.set_rng(rng, kept.value_of(found, "rng", dict))
+    return done, _State(atoms, kept.array_of(found, "price", (n_atoms,), np.float32), shrink)
+
+
+def _iterate(state, patches, *, repair):
+    """Return the state after an iteration of EM on patches, and the mean number of codes of a patch."""
+    z, count = _dense_codes(patches, *state)
+    atoms, K = _update(state.atoms, z, patches), len(state.atoms)
+    used, energy = np.count_nonzero(z, axis=0), float((z.astype(np.float64) ** 2).sum())
+    price = -np.log((used / len(patches) + 1 / K) / 2).astype(np.float32)
+    variance = max(energy / max(used.sum(), 1), 1.0)
+    if repair:
+        atoms = _replace_unused(atoms, used, patches, z)
+    return _State(atoms, price, float(variance / (1 + variance))), float(count.mean())
 
 
 def _patches(image, shape):

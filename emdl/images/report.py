@@ -1,6 +1,7 @@
 """A page about a denoised picture: before, after, what was taken out, and the atoms it is made of now."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -68,15 +69,42 @@ def figure(noisy, clean, plan, model, *, name):
     return page
 
 
-def training_figure(network, reports):
-    """Return a picture of a network in training: its atoms, and what it has come to.
+@dataclass(frozen=True)
+class Reached:
+    """What a training has come to.
+
+    Attributes
+    ----------
+    step : int
+        Steps, or iterations, taken.
+    seconds : float
+        Time of the training so far.
+    measures : dict
+        Name, one of `MEASURES`, to number.
+    psnr : dict
+        {noise level: PSNR} of photographs that are not learned from.
+    """
+
+    step: int
+    seconds: float
+    measures: dict
+    psnr: dict
+
+
+MEASURES = {"loss": "loss", "share": "share of the codes not zero", "codes_per_patch": "codes for a patch"}
+
+
+def training_figure(model, reached, *, unit="step"):
+    """Return a picture of a model in training: its atoms, and what it has come to.
 
     Parameters
     ----------
-    network : Network
-        As it stands.
-    reports : sequence of (int, float, float, float, dict)
-        Steps, seconds, loss, share of non-zeros, and {noise level: PSNR} at each report so far.
+    model : object
+        As it stands; `atoms_of` finds its atoms.
+    reached : sequence of Reached
+        At each report so far.
+    unit : str
+        What a step is called.
 
     Returns
     -------
@@ -84,20 +112,21 @@ def training_figure(network, reports):
     """
     page = Figure(figsize=(_WIDE, 6), layout="constrained")
     axes = page.subplot_mosaic([["atoms", "above"], ["atoms", "below"]], width_ratios=(1.3, 1))
-    _draw_atoms(axes["atoms"], network)
+    _draw_atoms(axes["atoms"], model)
     above, below = axes["above"], axes["below"]
-    steps = [report[0] for report in reports]
-    for level in reports[-1][4]:
-        above.plot(steps, [report[4][level] for report in reports], "o-", ms=3, lw=1.2, label=f"sigma {level:g}")
-    if reports[-1][4]:
+    steps, last = [one.step for one in reached], reached[-1]
+    for level in last.psnr:
+        above.plot(steps, [one.psnr[level] for one in reached], "o-", ms=3, lw=1.2, label=f"sigma {level:g}")
+    if last.psnr:
         above.legend(frameon=False, fontsize=8)
     above.set(ylabel="dB", title="PSNR of photographs it does not learn from")
-    below.plot(steps, [report[2] for report in reports], "o-", ms=3, lw=1.2, color="#0072B2")
-    share = below.twinx()
-    share.plot(steps, [100 * report[3] for report in reports], "s--", ms=3, lw=1.2, color="#D55E00")
-    below.set(xlabel="step", ylabel="loss (blue)", title="Loss, and how many codes are not zero")
-    share.set_ylabel("% (orange)", size=8)
-    share.tick_params(labelsize=8, colors=_GREY)
+    styles = (("o-", "#0072B2", "blue"), ("s--", "#D55E00", "orange"))
+    for number, (name, (line, colour, said)) in enumerate(zip(last.measures, styles, strict=False)):
+        ax = below.twinx() if number else below
+        ax.plot(steps, [one.measures[name] for one in reached], line, ms=3, lw=1.2, color=colour)
+        ax.set_ylabel(f"{MEASURES[name]} ({said})", size=8)
+        ax.tick_params(labelsize=8, colors=_GREY)
+    below.set(xlabel=unit, title="How it went")
     _dress(above), _dress(below)
     return page
 
