@@ -1,10 +1,11 @@
 """Denoising: emdl against BM3D, non-local means, wavelets and total variation, PSNR against level and seconds.
 
-python benchmarks/run.py --suite denoise                              Set12 at 15, 25 and 50, and the curve from 5 to 75
+python benchmarks/run.py --suite denoise                              Set12 at 15, 25 and 50, then the curve, 5 to 75
 python benchmarks/run.py --suite denoise --folder photographs --methods emdl,learn --levels 25
 python benchmarks/run.py --suite denoise --report                     tables and plots of what is stored
 
-Every cell (image, level, method) is stored when it is done; the same command goes on from there. The noisy image is
+Every cell (image, level, method) is stored when it is done, whole or not at all; the same command goes on from there,
+level by level, so that what is stored can be compared at any time (--minutes ends it earlier). The noisy image is
 neither clipped nor rounded. emdl estimates the noise level; the others are told it. BM3D is a peer that is used where
 the package bm3d is installed; scikit-image brings the others. Total variation gets the best of five weights, chosen
 with the truth in hand; non-local means the settings of scikit-image's example (the best of six on one image).
@@ -14,6 +15,8 @@ import argparse
 import functools
 import importlib.metadata
 import json
+import math
+import os
 import pathlib
 import platform
 import statistics
@@ -24,9 +27,9 @@ import numpy as np
 from benchmarks.pictures import DATA, noisy, photographs, psnr
 
 LEVELS = (15, 25, 50)
-CURVE = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75)
-CURVE_IMAGES = ("01", "05")
+CURVE = (5, 10, 15, 25, 50, 75)
 CROP = ("05", 25, slice(60, 156), slice(100, 196))  # image, level and part of the picture side by side
+OFF = ("wavelet", "visushrink")  # too far below BM3D to be drawn beside it
 ABOVE = ("nlm", "emdl")  # their names stand above their marks
 WEIGHTS = (0.5, 0.7, 0.8, 0.9, 1.1)
 
@@ -104,29 +107,40 @@ def cell(method, image, name, level):
     }, x  # fmt: skip
 
 
-def run(photos, levels, methods, folder):
-    """Compute the cells that are not stored."""
-    for method in methods:
-        try:
-            _warm(method)
-        except ImportError as error:
-            print(f"{NAMES[method]} is left out: {error}")
-            continue
-        for level in levels:
-            for name, image in photos.items():
-                path = folder / f"{method}_{level}_{name}.json"
-                if path.is_file():
-                    continue
-                result, x = cell(method, image, name, level)
-                if (name, level) == CROP[:2]:
-                    np.save(folder / f"{method}_{level}_{name}.npy", x[CROP[2:]].astype(np.float32))
-                path.write_text(json.dumps(result), encoding="utf-8")
-                print(
-                    f"{NAMES[method]}, {name} at {level}: {result['psnr']:.2f} dB, {result['processor']:.2f} s",
-                    flush=True,
-                )
+def run(photos, levels, methods, folder, seconds=math.inf):
+    """Compute the cells that are not stored, level by level, until so many seconds of the processor are spent."""
+    able = [method for method in methods if _runs(method)]
+    cells = [(method, level, name) for level in levels for method in able for name in photos]
+    left = [(folder / f"{method}_{level}_{name}.json", method, level, name) for method, level, name in cells]
+    left = [cell for cell in left if not cell[0].is_file()]
+    for number, (path, method, level, name) in enumerate(left):
+        if time.process_time() > seconds:
+            print(f"the processor time given is spent, {len(left) - number} cells are left; the same command goes on")
+            return
+        result, x = cell(method, photos[name], name, level)
+        if (name, level) == CROP[:2]:
+            np.save(folder / f"{method}_{level}_{name}.npy", x[CROP[2:]].astype(np.float32))
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(part, path)
+        print(
+            f"{number + 1} of {len(left)}: {NAMES[method]}, {name} at {level}: {result['psnr']:.2f} dB, "
+            f"{result['processor']:.2f} s",
+            flush=True,
+        )
 
 
+def _runs(method):
+    """Return whether a method is installed; say so if it is not."""
+    try:
+        _warm(method)
+    except ImportError as error:
+        print(f"{NAMES[method]} is left out: {error}")
+        return False
+    return True
+
+
+@functools.cache
 def _warm(method):
     """Run a method once on a small image, so that compilation is not counted."""
     image = np.add.outer(np.arange(40.0), np.arange(40.0))
@@ -140,59 +154,82 @@ def stored(folder):
 
 def table(cells, names):
     """Return mean PSNR (number of images) and processor seconds as Markdown, over these images alone."""
+    levels = [s for s in CURVE if any(c["level"] == s for c in cells)]
     lines = [
-        "| method | " + " | ".join(f"{s}" for s in LEVELS) + " | images | s per image: wall | processor |",
-        "|---" * 7 + "|",
+        f"| method | {' | '.join(map(str, levels))} | s per image: wall | processor |",
+        "|---" * (3 + len(levels)) + "|",
     ]
     for method in METHODS:
-        mine = [c for c in cells if c["method"] == method and c["image"] in names and c["level"] in LEVELS]
+        mine = [c for c in cells if c["method"] == method and c["image"] in names]
         if not mine:
             continue
         means = []
-        for level in LEVELS:
+        for level in levels:
             values = [c["psnr"] for c in mine if c["level"] == level]
             means.append(f"{statistics.mean(values):.2f} ({len(values)})" if values else "-")
-        means.append(f"{len({c['image'] for c in mine})}")
-        means += [f"{statistics.mean(c[clock] for c in mine):.3f}" for clock in ("seconds", "processor")]
+        timed = [c for c in mine if c["level"] in LEVELS] or mine
+        means += [f"{statistics.mean(c[clock] for c in timed):.3f}" for clock in ("seconds", "processor")]
         lines.append(f"| {NAMES[method]} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 
+def curves(cells):
+    """Return the images that all methods have at some levels, these levels, and {method: mean PSNR at each of them}.
+
+    Of the images whose levels are as many as those of any other.
+    """
+    methods = [m for m in METHODS if any(c["method"] == m for c in cells)]
+    at = {(c["method"], c["level"], c["image"]): c["psnr"] for c in cells}
+    images = sorted({c["image"] for c in cells})
+    whole = {i: tuple(s for s in CURVE if all((m, s, i) in at for m in methods)) for i in images}
+    levels = max(whole.values(), key=len, default=())
+    images = [i for i in images if whole[i] == levels]
+    return images, levels, {m: [statistics.mean(at[m, s, i] for i in images) for s in levels] for m in methods}
+
+
 def plot(cells, cells_folder, folder):
-    """Draw PSNR against level, PSNR against seconds, and a crop side by side."""
+    """Draw PSNR against level, the same less that of BM3D, PSNR against seconds, and a crop side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 12, "svg.fonttype": "none"})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    curve = [c for c in cells if c["image"] in CURVE_IMAGES]
-    shared = _in_common(cells, 25)
-    for method in METHODS:
-        mine = [c for c in curve if c["method"] == method]
-        x = [s for s in CURVE if len({c["image"] for c in mine if c["level"] == s}) == len(CURVE_IMAGES)]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    images, levels, means = curves(cells)
+    many = f"mean of {len(images)} image{'s' if len(images) != 1 else ''}"
+    for method, mean in means.items():
         colour, mark = STYLE[method]
-        mean = [statistics.mean(c["psnr"] for c in mine if c["level"] == s) for s in x]
-        if x:
-            left.plot(x, mean, marker=mark, color=colour, label=NAMES[method])
-        at = [c for c in cells if c["method"] == method and c["level"] == 25 and c["image"] in shared]
-        if at:
-            size = statistics.mean(c["processor"] / (c["shape"][0] * c["shape"][1]) for c in at) * 256**2
-            place, move = (size, statistics.mean(c["psnr"] for c in at)), (0, 10 if method in ABOVE else -18)
-            right.plot(*place, mark, color=colour, markersize=9)
-            right.annotate(NAMES[method], place, xytext=move, textcoords="offset points", ha="center")
-    left.set(xlabel="noise level (8-bit units)", ylabel=f"PSNR, mean of {len(CURVE_IMAGES)} images (dB)")
-    left.set_xticks([5, 15, 25, 40, 50, 60, 75])
+        left.plot(levels, mean, marker=mark, color=colour, label=NAMES[method])
+        if "bm3d" in means and method not in OFF:
+            middle.plot(levels, np.subtract(mean, means["bm3d"]), marker=mark, color=colour)
+    left.set(ylabel=f"PSNR, {many} (dB)")
+    middle.set(ylabel=f"PSNR less that of BM3D, {many} (dB)")
+    for axis in (left, middle):
+        axis.set(xlabel="noise level (8-bit units)")
+        axis.set_xticks(levels)
     left.legend(frameon=False, fontsize=10)
-    what = f"PSNR at level 25, mean of {len(shared)} image{'s' if len(shared) != 1 else ''} (dB)"
-    right.set(xscale="log", xlabel="processor seconds per 256 x 256 image", ylabel=what)
-    right.margins(x=0.35, y=0.15)
-    for axis in (left, right):
+    _draw_seconds(right, cells)
+    for axis in (left, middle, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, folder / "denoise")
     _draw_crops(cells_folder, folder, plt)
+
+
+def _draw_seconds(axis, cells):
+    shared = _in_common(cells, 25)
+    for method in METHODS:
+        at = [c for c in cells if c["method"] == method and c["level"] == 25 and c["image"] in shared]
+        if at:
+            size = statistics.mean(c["processor"] / (c["shape"][0] * c["shape"][1]) for c in at) * 256**2
+            place, move = (size, statistics.mean(c["psnr"] for c in at)), (0, 10 if method in ABOVE else -18)
+            colour, mark = STYLE[method]
+            axis.plot(*place, mark, color=colour, markersize=9)
+            axis.annotate(NAMES[method], place, xytext=move, textcoords="offset points", ha="center")
+    what = f"PSNR at level 25, mean of {len(shared)} image{'s' if len(shared) != 1 else ''} (dB)"
+    axis.set(xscale="log", xlabel="processor seconds per 256 x 256 pixels", ylabel=what)
+    axis.margins(x=0.35, y=0.15)
 
 
 def _in_common(cells, level):
@@ -236,6 +273,7 @@ def main(arguments=None, folder=pathlib.Path()):
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)))
     parser.add_argument("--images", help="names without ending, by commas; all by default")
     parser.add_argument("--no-curve", action="store_true", help="leave out the curve over levels")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="processor time after which no cell begins")
     parser.add_argument("--report", action="store_true", help="compute nothing")
     given = parser.parse_args(arguments)
     cells_folder = folder / "denoise" / given.folder.name
@@ -249,10 +287,13 @@ def main(arguments=None, folder=pathlib.Path()):
         raise SystemExit(f"there is no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     print(f"{platform.processor() or platform.machine()}, " + ", ".join(_versions()))
     if not given.report:
-        run(photos, [int(s) for s in given.levels.split(",")], methods, cells_folder)
-        if not given.no_curve:
-            run({n: photos[n] for n in CURVE_IMAGES if n in photos}, CURVE, methods, cells_folder)
+        levels = [int(s) for s in given.levels.split(",")]
+        levels += [] if given.no_curve else [s for s in CURVE if s not in levels]
+        run(photos, levels, methods, cells_folder, 60 * given.minutes)
     cells = stored(cells_folder)
+    if not cells:
+        print(f"there are no cells in {cells_folder} yet")
+        return
     print(table(cells, set(photos)))
     (folder / "denoise.json").write_text(json.dumps(cells, indent=1), encoding="utf-8")
     plot(cells, cells_folder, folder)
