@@ -177,13 +177,14 @@ class Survey:
     strange: int
 
     def __add__(self, other):
-        return Survey(
-            np.minimum(self.low, other.low),
-            np.maximum(self.high, other.high),
-            self.sum + other.sum,
-            self.square + other.square,
-            self.strange + other.strange,
-        )
+        with np.errstate(all="ignore"):  # infinities of both signs, which are counted and refused later
+            return Survey(
+                np.minimum(self.low, other.low),
+                np.maximum(self.high, other.high),
+                self.sum + other.sum,
+                self.square + other.square,
+                self.strange + other.strange,
+            )
 
 
 def _look(part):
