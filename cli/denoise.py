@@ -268,16 +268,21 @@ def _page(page, name, level, model_of, progress, report):
     channels = np.moveaxis(page.pixels, -1, 0)
     restore.check_finite(channels, name)
     unit = _UNITS.get(channels.dtype.name, 1.0)
-    model, told = model_of(channels, None if level is None else level * unit)
-    plan = restore.plan(channels, model, None if level is None else level * unit)
+    channels, mean, power = restore.near_one(channels, name) if channels.dtype.kind == "f" else (channels, None, 1.0)
+    given = None if level is None else level * unit / power
+    model, told = model_of(channels, given)
+    plan = restore.plan(channels, model, given)
     pixels = np.empty_like(page.pixels)
-    restore.carry_out(plan, channels, model, np.moveaxis(pixels, -1, 0), progress=progress)
+    out = np.moveaxis(pixels, -1, 0)
+    restore.carry_out(plan, channels, model, out, scale=power, progress=progress)
+    if mean is not None and mean.any():
+        out += mean
     clean = replace(page, pixels=pixels)
     if report is not None:
-        _write_report(report, page, clean, plan, model, name)
+        _write_report(report, page, clean, replace(plan, sigma=plan.sigma * power), model, name)
     fact = {
         "picture": page.description,
-        "sigma": plan.level / unit,
+        "sigma": plan.level * power / unit,
         "unit": "of 255" if channels.dtype.name in _UNITS else "in the unit of the file",
         "clipped": plan.clipped,
         "with": told,

@@ -343,6 +343,30 @@ def check_flag(value, name):
     return bool(value)
 
 
+def check_callable(value, name):
+    """Return `value`, after making sure that it is None or can be called.
+
+    Parameters
+    ----------
+    value : callable or None
+        What was given.
+    name : str
+        Its name, for the message.
+
+    Returns
+    -------
+    callable or None
+
+    Raises
+    ------
+    InputTypeError
+        If it cannot be called.
+    """
+    if value is not None and not callable(value):
+        raise InputTypeError(f"{name} is {value!r}, wanted a function or None")
+    return value
+
+
 def as_rng(rng):
     """Return a generator of random numbers.
 

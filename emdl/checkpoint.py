@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import time
 
@@ -16,7 +17,7 @@ import numpy as np
 from emdl.backend import array_module, check_flag, check_number
 from emdl.codes import SparseCodes
 from emdl.device import to_host
-from emdl.errors import EmdlError, FileFormatError, InputError
+from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.storage import lock, new_file, old_file, read_array, remove_parts
 
 FORMAT = 1  # of the file; rises when a reader of the old one would misread the new one
@@ -52,6 +53,8 @@ class Checkpoint:
     """
 
     def __init__(self, path, arguments, *, kind, every=EVERY, resume=False):
+        if not isinstance(path, str | os.PathLike | None):
+            raise InputTypeError(f"checkpoint is {path!r}, wanted the path of a file or None")
         self.path = None if path is None else pathlib.Path(path)
         self.job = {} if path is None else {name: _described(value) for name, value in arguments.items()}
         self.kind, self.resume = kind, check_flag(resume, "resume")

@@ -11,6 +11,7 @@ from emdl.backend import (
     array_module,
     as_signals,
     as_stride,
+    check_callable,
     check_count,
     check_number,
     code_positions,
@@ -66,8 +67,7 @@ def check_kinds(prior, optimizer, callback):
         raise InputTypeError(f"prior is {prior!r}, wanted an emdl.rates.Prior")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise InputTypeError(f"optimizer is {optimizer!r}, wanted an emdl.optim.Optimizer")
-    if callback is not None and not callable(callback):
-        raise InputTypeError(f"callback is {callback!r}, wanted a function of one argument")
+    check_callable(callback, "callback")
 
 
 def make(

@@ -324,8 +324,7 @@ def test_two_trainings_cannot_have_one_checkpoint(photographs, tmp_path):
 
 def test_a_training_without_finite_gradients_ends_with_a_sentence(photographs, monkeypatch):
     monkeypatch.setattr(training, "_LOST", 3)
-    monkeypatch.setattr(
-        training, "_batch", lambda state, *_: (np.nan, 0.0, np.full_like(state.parameters.vector, np.inf))
-    )
+    lost = lambda _, parameters, step: (np.nan, 0.0, np.full_like(parameters.vector, np.inf))  # noqa: E731
+    monkeypatch.setattr(training._Threads, "batch", lost)
     with pytest.raises(EmdlError, match=r"diverged: no gradient was finite in the last 3 of 3 steps"):
         train(photographs, **SMALL, steps=1000)

@@ -7,7 +7,8 @@ import pathlib
 
 import numpy as np
 
-from emdl.errors import EmdlError, InputError
+from emdl.backend import as_real
+from emdl.errors import EmdlError, InputError, InputTypeError
 from emdl.images import files, restore
 from emdl.images.album import Album, Photograph
 
@@ -202,6 +203,7 @@ def _in_units_of_noise(page, grey, side):
         raise InputError(f"it is {page.description}; wanted {'grey or ' if grey else ''}RGB")
     planes = _middle(np.moveaxis(pixels, -1, 0), _MOST_SIDE)
     restore.check_finite(planes, "it")
+    planes = restore.near_one(planes, "it")[0]
     planes = np.tensordot(_LUMA, planes, 1)[None] if grey and len(planes) == 3 else planes
     planes = planes.astype(np.float32)
     level = restore.plan(planes, None, None).level
@@ -215,6 +217,42 @@ def _middle(planes, side):
     """Return the middle of an image (C, H, W), no larger than `side` along each axis."""
     top, left = (max(0, n - side) // 2 for n in planes.shape[1:])
     return planes[:, top : top + side, left : left + side]
+
+
+def as_photographs(images, name):
+    """Return images as arrays (C, H, W) in the dtype that they have, after making sure that they can be learned from.
+
+    Parameters
+    ----------
+    images : sequence of array (C, H, W)
+        What was given.
+    name : str
+        What the caller calls it, for the messages.
+
+    Returns
+    -------
+    list of ndarray
+
+    Raises
+    ------
+    InputTypeError
+        If it is no sequence of arrays of real numbers.
+    InputError
+        If an image has another shape, or a value that is not finite.
+    """
+    if isinstance(images, Album):
+        return images
+    whole = isinstance(images, np.ndarray) and images.ndim > 0 and not isinstance(images, np.ma.MaskedArray)
+    if not (whole or isinstance(images, list | tuple)):
+        raise InputTypeError(f"{name} is a {type(images).__name__}, wanted a list of arrays (channels, rows, columns)")
+    found = []
+    for i, image in enumerate(images):
+        checked, one = as_real(image, f"{name}[{i}]"), f"{name}[{i}]"
+        if checked.ndim != 3 or 0 in checked.shape:
+            raise InputError(f"{one} has shape {checked.shape}, wanted (channels, rows, columns), none of them zero")
+        image = np.asarray(image)
+        found.append(image if image.dtype.kind in "iu" else checked)
+    return found
 
 
 class Crops:

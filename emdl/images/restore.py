@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 import os
 import warnings
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from emdl.images import alike, colour, noise
 
 _STRIP = 1 << 18  # samples that are converted at a time
 _MANY_CLIPPED = 0.01  # share of the samples from which on the person is told
+_FAR = 1000  # standard deviations; an image whose level is farther from zero is moved there first
+_LIMIT = 1e140  # of values, and the inverse of how they differ: squares stay within the range of numbers
+_RANGE = (1e-12, 1e12)  # of standard deviations whose squares are no trouble to single precision
+_STEPS = 64  # between the smallest and the largest value that floating point has to tell apart
 
 
 @dataclass(frozen=True)
@@ -103,14 +108,17 @@ def denoise(image, model=None, sigma=None, *, channel_axis=None):
     xp = array_module(image if hasattr(image, "dtype") else None)
     channels, top = _channels(to_host(image) if xp is not np else image, channel_axis)
     model = as_model(model, len(channels), xp)
+    channels, level, unit = near_one(channels)
     if sigma is not None:
-        sigma = check_number(sigma, "sigma", 0) * top
+        sigma = check_number(sigma, "sigma", 0) * top / unit
     made = plan(channels, model, sigma)
     if made.estimated and made.clipped > _MANY_CLIPPED:
         warnings.warn(clipping_sentence(made.clipped), stacklevel=2)
-    dtype = _float_dtype(channels.dtype)
-    out = np.empty(np.shape(image), dtype)
-    carry_out(made, channels, model, _view_channels(out, channel_axis), scale=1 / top)
+    out = np.empty(np.shape(image), _float_dtype(image))
+    view = _view_channels(out, channel_axis)
+    carry_out(made, channels, model, view, scale=unit / top)
+    if level.any():
+        view += level / top
     return out if xp is np else xp.asarray(out)
 
 
@@ -136,7 +144,8 @@ def estimate_sigma(image, *, channel_axis=None):
         As `denoise`.
     """
     channels, top = _channels(to_host(image) if hasattr(image, "dtype") else image, channel_axis)
-    found = plan(channels, None, None).sigma / top
+    channels, _, unit = near_one(channels)
+    found = plan(channels, None, None).sigma * (unit / top)
     return float(found[0]) if channel_axis is None else found
 
 
@@ -351,7 +360,7 @@ def mix(channels, row):
     """
     plane = np.empty(channels.shape[1:], np.float32)
     for rows in _strips(plane.shape):
-        plane[rows] = np.tensordot(row, channels[:, rows].astype(np.float64), 1)
+        plane[rows] = np.tensordot(row, channels[:, rows].astype(np.float64, order="C"), 1)
     return plane
 
 
@@ -371,7 +380,59 @@ def _put_rows(planes, back, out, scale):
     out[...] = strip
 
 
-def _float_dtype(dtype):
+def near_one(channels, name="image"):
+    """Return an image that single precision holds, with what was done to it: level + unit * result = channels.
+
+    Parameters
+    ----------
+    channels : array (C, H, W)
+        The image, finite.
+    name : str
+        What to call it in messages.
+
+    Returns
+    -------
+    channels : array (C, H, W)
+        The very array unless its values are very large, very small, or far from zero beside how they differ.
+    level : ndarray (C, 1, 1)
+        Mean of each channel, where it was taken out; else 0.
+    unit : float
+        A power of two, mostly 1.
+
+    Raises
+    ------
+    InputError
+        If the values lie beyond 1e140, or differ by less than 1e-140, or by little more than the steps in which their
+        dtype holds them.
+    """
+    level, unit = np.zeros((len(channels), 1, 1)), 1.0
+    if channels.dtype.kind in "iub" and channels.dtype.itemsize <= 2:
+        return channels, level, unit
+    low, high = (np.array([float(f(c)) for c in channels]) for f in (np.min, np.max))
+    largest = float(np.maximum(np.abs(low), np.abs(high)).max())
+    if largest > _LIMIT:
+        raise InputError(f"{name} holds {largest:.3g}, wanted at most {_LIMIT:g}; give it in another unit")
+    span = float((high - low).max())
+    if span == 0:
+        return channels, level, unit
+    if span < 1 / _LIMIT:
+        raise InputError(f"{name} spans {span:.3g}, wanted at least {1 / _LIMIT:g}; give it in another unit")
+    step = float(np.spacing(channels.dtype.type(largest))) if channels.dtype.kind == "f" else 0.0
+    if span < _STEPS * step:
+        raise InputError(
+            f"{name} spans {span:.3g} around {largest:.3g}, where {channels.dtype} holds numbers {step:.3g} apart;"
+            " subtract the mean before it is rounded like that"
+        )
+    if largest <= _FAR * span and _RANGE[0] < span < _RANGE[1]:
+        return channels, level, unit
+    unit = 2.0 ** round(math.log2(span)) if not _RANGE[0] < span < _RANGE[1] else 1.0
+    scaled = channels.astype(np.float64) / unit
+    centre = scaled.mean(axis=(1, 2), keepdims=True)
+    return scaled - centre, centre * unit, unit
+
+
+def _float_dtype(image):
+    dtype = image.dtype if hasattr(image, "dtype") else np.asarray(image).dtype
     return np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64
 
 
@@ -384,15 +445,18 @@ def _channels(image, channel_axis):
     """Return the image as (C, H, W), a view where possible, and the value that becomes 1."""
     if isinstance(image, np.ma.MaskedArray):
         raise InputTypeError("image is a masked array, which would be read as if nothing were masked; fill it first")
-    image = np.asarray(image)
+    try:
+        image = np.asarray(image)
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(f"image is no array of numbers ({error})") from error
     if image.dtype.kind not in "fiub":
         raise InputTypeError(f"image has dtype {image.dtype}, wanted real numbers; convert it first")
     wanted = 2 if channel_axis is None else 3
     if image.ndim != wanted or 0 in image.shape:
         hint = "; for colour say which axis holds the channels, channel_axis=-1" if image.ndim == 3 else ""
         raise InputError(f"image has shape {image.shape}, wanted {wanted} axes, none of them empty{hint}")
-    if channel_axis is not None and not -3 <= channel_axis < 3:
-        raise InputError(f"channel_axis is {channel_axis}, wanted an axis of an image with 3 of them")
+    if channel_axis is not None and not (isinstance(channel_axis, numbers.Integral) and -3 <= channel_axis < 3):
+        raise InputError(f"channel_axis is {channel_axis!r}, wanted an axis of an image with 3 of them")
     channels = _view_channels(image, channel_axis)
     check_finite(channels)
     if image.dtype.kind == "b":

@@ -36,11 +36,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdl.backend import check_count, check_flag, check_number, parallel_map
+from emdl.backend import check_callable, check_count, check_flag, check_number, parallel_map
 from emdl.checkpoint import fingerprint
-from emdl.errors import EmdlError, FileFormatError, InputError
+from emdl.errors import EmdlError, FileFormatError, InputError, InputTypeError
 from emdl.images.network import ATOM, BLOCK, Network, frame, read_network, workspace, write_network
-from emdl.images.photographs import Crops
+from emdl.images.photographs import Crops, as_photographs
 from emdl.ops import lipschitz
 from emdl.storage import lock, new_file, old_file, read_array, remove_parts
 
@@ -449,10 +449,20 @@ def train(
     levels = _levels(sigma, noisy)
     if (seconds is None) == (steps is None):
         raise InputError("give the length of the training as either seconds or steps")
+    if steps is None:
+        seconds = check_number(seconds, "seconds", 0, strict=True)
+    else:
+        steps = check_count(steps, "steps")
     check_count(n_atoms, "n_atoms", BLOCK), check_count(n_layers, "n_layers"), check_count(batch, "batch")
-    _check_crop(crop, stride)
+    _check_crop(check_count(crop, "crop"), check_count(stride, "stride"))
     if tied not in _TIES:
         raise InputError(f"tied is {tied!r}, wanted one of {', '.join(_TIES)}")
+    if network is not None and not isinstance(network, Network):
+        raise InputTypeError(f"network is a {type(network).__name__}, wanted a Network or None")
+    rate, every = check_number(rate, "rate", 0, strict=True), check_number(every, "every", 0)
+    check_callable(callback, "callback"), check_callable(pause, "pause")
+    validation = None if validation is None else as_photographs(validation, "validation")
+    photographs = as_photographs(photographs, "photographs")
     crops, seed = Crops(photographs, crop), check_count(rng, "rng", 0)
     if network is None:
         network = start_network(n_atoms, n_layers, crops.images[0].shape[0], stride=stride, rng=seed)
@@ -479,7 +489,10 @@ def train(
 
 def _levels(sigma, noisy):
     """Return the smallest and the largest noise level."""
-    low, high = (sigma, sigma) if np.ndim(sigma) == 0 else sigma
+    given = (sigma, sigma) if isinstance(sigma, str) or not hasattr(sigma, "__len__") else tuple(sigma)
+    if len(given) != 2:
+        raise InputError(f"sigma is {sigma!r}, wanted one number or two, the smallest and the largest")
+    low, high = given
     low, high = check_number(low, "sigma", 0, strict=True), check_number(high, "sigma", low)
     if noisy and low < high:
         raise InputError(f"sigma is {sigma}, wanted one number, the noise level of the noisy images")

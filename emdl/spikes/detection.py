@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from emdl import checkpoint as kept
-from emdl.backend import check_number
+from emdl.backend import check_callable, check_number
 from emdl.codes import SparseCodes
 from emdl.device import choose
 from emdl.errors import InputError, InputTypeError
 from emdl.spikes import decision, streaming
+from emdl.spikes.model import SpikeModel
+from emdl.spikes.recordings import as_samples
+from emdl.spikes.streaming import RECORDING
 from emdl.spikes.whitening import whiten
 
 
@@ -65,18 +68,18 @@ def check_recording(data, n_channels=None):
         If it has another shape, or a channel is constant; of a recording of less than 16 million values also if one is
         not finite.
     """
-    data = data if hasattr(data, "dtype") and hasattr(data, "shape") else np.asarray(data)
+    data = as_samples(data, RECORDING)
     if data.dtype.kind not in "iuf":
-        raise InputTypeError(f"the recording has dtype {data.dtype}, wanted real numbers; convert it first")
+        raise InputTypeError(f"{RECORDING} has dtype {data.dtype}, wanted real numbers; convert it first")
     data = data[None] if data.ndim == 1 else data
     if data.ndim != 2 or 0 in data.shape:
-        raise InputError(f"the recording has shape {data.shape}, wanted (channels, samples), none of them zero")
+        raise InputError(f"{RECORDING} has shape {data.shape}, wanted (channels, samples), none of them zero")
     if data.shape[0] > data.shape[1]:
         raise InputError(
-            f"the recording has shape {data.shape}: more channels than samples; transpose it to (channels, samples)"
+            f"{RECORDING} has shape {data.shape}: more channels than samples; transpose it to (channels, samples)"
         )
     if n_channels is not None and len(data) != n_channels:
-        raise InputError(f"the recording has {len(data)} channels, but the model was learned on {n_channels}")
+        raise InputError(f"{RECORDING} has {len(data)} channels, but the model was learned on {n_channels}")
     streaming.check_values_of(data)
     return data
 
@@ -140,6 +143,7 @@ def detect(
     """
     if client is None:
         choose(device)
+    check_callable(progress, "progress")
     data, block = _plan(data, model, block_s)
     asked = {"data": data, "waveforms": model.waveforms, "D": model.model.D, "taps": model.whitening.taps}
     asked |= {"mixing": model.whitening.mixing, "rate": model.rate, "amplitude": model.amplitude}
@@ -216,8 +220,8 @@ def encode(data, model, *, tol=1e-4, device="cpu"):
         If the recording does not fit the model, or a parameter lies outside its range.
     """
     tol, xp = check_number(tol, "tol", 0, 1, strict=True), choose(device)[0]
-    D, s = model.model.D.astype(np.float32), model.waveforms.shape[2]
     data, block = _plan(data, model, None)
+    D, s = model.model.D.astype(np.float32), model.waveforms.shape[2]
     N, K = data.shape[1], len(D)
     index, value, first = [], [], 0
     for start in range(0, N if model.n_units else 0, block):
@@ -238,11 +242,13 @@ def encode(data, model, *, tol=1e-4, device="cpu"):
 
 def _plan(data, model, block_s):
     """Return the recording, checked, and the length of a block in samples."""
+    if not isinstance(model, SpikeModel):
+        raise InputTypeError(f"model is a {type(model).__name__}, wanted a SpikeModel from emdl.spikes.fit or load")
     data = check_recording(data, model.waveforms.shape[1])
     s = model.waveforms.shape[2]
     if data.shape[1] < s + model.whitening.margin:
         raise InputError(
-            f"the recording is {data.shape[1]} samples long, shorter than the filter and a waveform, "
+            f"{RECORDING} is {data.shape[1]} samples long, shorter than the filter and a waveform, "
             f"{s + model.whitening.margin}; use a longer one"
         )
     if block_s is None:

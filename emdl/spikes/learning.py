@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from emdl import checkpoint as kept
 from emdl import model as core
-from emdl.backend import as_rng, check_count, with_one_blas_thread
+from emdl.backend import as_rng, check_callable, check_count, with_one_blas_thread
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
 from emdl.spikes import (
@@ -191,6 +191,7 @@ def fit(
     2
     """
     data, max_iter = check_recording(data), check_count(max_iter, "max_iter")
+    check_callable(callback, "callback")
     positions = None if positions is None else _check_positions(positions, len(data))
     scale = scales.choose(fs, band=band, window_ms=window_ms)
     n_units, began = _check_units(n_units, scale, data), time.perf_counter()
@@ -380,7 +381,10 @@ def _restored(state, task):
 
 
 def _check_positions(positions, n_channels):
-    given = np.asarray(positions, dtype=np.float64)
+    try:
+        given = np.asarray(positions, dtype=np.float64)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     if given.ndim != 2 or len(given) != n_channels or not np.isfinite(given).all():
         raise InputError(
             f"positions have shape {given.shape}, wanted ({n_channels}, 2): a finite place of each channel"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emdl import storage
+from emdl.backend import array_module
 from emdl.errors import InputError, InputTypeError
 from emdl.spikes import external, formats, geometry
 from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
@@ -26,6 +27,8 @@ _GAP_S = 0.01  # all channels constant for that long are no signal
 _LOOKS = 1000  # samples at least that are looked at of a recording
 _MOST_GAPS = 0.5  # of a recording, beyond which it is refused
 _BESIDE_GAP_S = 1e-3  # spikes nearer than this to a gap are left out
+_SPANS = (1e-15, 1e15)  # between the smallest and the largest value: squares stay within single precision
+_STEPS = 64  # between them that the numbers of a recording can tell apart, at least
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ def from_array(data, fs, *, name="recording"):
     InputTypeError
         If it does not hold real numbers.
     """
-    data = data if hasattr(data, "shape") and hasattr(data, "dtype") else np.asarray(data)
+    data = as_samples(data, name)
     _check_numbers(data, name)
     data = data[None] if len(data.shape) == 1 else data
     if data.shape[0] > data.shape[1]:
@@ -255,6 +258,37 @@ def from_array(data, fs, *, name="recording"):
             f"{name} has shape {data.shape}: more channels than samples; transpose it to (channels, samples)"
         )
     return _checked(Recording(data, _sampling_rate(fs, None, name), name))
+
+
+def as_samples(data, name):
+    """Return data that have a shape and a dtype: as they are, or as an array.
+
+    Parameters
+    ----------
+    data : object
+        What was given as a recording.
+    name : str
+        What to call it in messages.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    InputTypeError
+        If it is masked, lies on a GPU, or is no array of numbers.
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        raise InputTypeError(f"{name} is a masked array, which would be read as if nothing were masked; fill it first")
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
+        if array_module(data) is not np:
+            raise InputTypeError(f"{name} lies on a GPU, wanted NumPy's (cupy.asnumpy); device says where work is done")
+        return data
+    try:
+        return np.asarray(data)
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(f"{name} is no array of numbers ({error})") from error
 
 
 def _describe(found, data, fs, name):
@@ -412,7 +446,44 @@ def _scan(data, name, shortest):
         before = looks[0, -1]
     still = [] if shortest > N else _still(data, _joined(suspect, N), shortest)
     _refuse_dead(data, low, high, name)
+    check_range(low, high, data.dtype, name)
     return np.array(_joined(_joined(lost, N) + still, N), int).reshape(-1, 2)
+
+
+def check_range(low, high, dtype, name):
+    """Raise if a recording cannot be told from rounding, or its squares leave the range of single precision.
+
+    Parameters
+    ----------
+    low, high : array (C,)
+        Smallest and largest value of each channel.
+    dtype : dtype
+        Of the samples.
+    name : str
+        What to call the recording in the message.
+
+    Raises
+    ------
+    InputError
+        With the channel.
+    """
+    span = np.asarray(high - low, np.float64)
+    far = np.flatnonzero((span > _SPANS[1]) | ((span < _SPANS[0]) & (span > 0)))
+    if len(far):
+        raise InputError(
+            f"{name} spans {span[far[0]]:.3g} on channel {far[0]}, wanted {_SPANS[0]:g} to {_SPANS[1]:g}; "
+            "give it in another unit"
+        )
+    if dtype.kind != "f":
+        return
+    step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(dtype)).astype(np.float64)
+    lost = np.flatnonzero((span < _STEPS * step) & (span > 0))
+    if len(lost):
+        c = lost[0]
+        raise InputError(
+            f"{name} spans {span[c]:.3g} around {(low[c] + high[c]) / 2:.3g} on channel {c}, where numbers of type "
+            f"{dtype} lie {step[c]:.3g} apart; subtract the mean before it is rounded like that"
+        )
 
 
 def _lost(x, start, name):

@@ -81,7 +81,10 @@ def choose(fs, *, band=None, window_ms=None):
 
 
 def _check_band(band, fs):
-    given = np.asarray(band, dtype=float)
+    try:
+        given = np.asarray(band, dtype=float)
+    except (TypeError, ValueError):
+        given = np.zeros(0)
     if given.shape != (2,) or not np.isfinite(given).all() or not 0 < given[0] < given[1] < fs / 2:
         raise InputError(f"band is {band!r}, wanted two frequencies with 0 < low < high < fs / 2 = {fs / 2:g} Hz")
     return (float(given[0]), float(given[1]))

@@ -18,13 +18,14 @@ from emdl.backend import parallel_map
 from emdl.device import choose
 from emdl.errors import FileFormatError, InputError
 from emdl.spikes import decision, whitening
-from emdl.spikes.recordings import check_values
+from emdl.spikes.recordings import check_range, check_values
 
 _SMALL = 1 << 24  # values up to which a recording is checked as a whole before the search
 _LOOKS, _LOOK = 16, 1 << 12  # places, and samples in each, that tell whether a channel of a larger one is dead
 _FAR, _PER_THREAD = 4, 4  # blocks in a task of a worker, unless that makes less than so many tasks for each thread
 _LOG = logging.getLogger(__name__)
 KIND = "spikes.detect"  # of a checkpoint
+RECORDING = "the recording (data)"  # in messages: what a command reads, and the parameter of a function
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ def check_values_of(data):
     if C * N > _SMALL:
         looks = np.concatenate([data[:, a : a + _LOOK] for a in np.linspace(0, N - _LOOK, _LOOKS).astype(int)], axis=1)
         if not (looks == looks[:, :1]).all(axis=1).any():
+            check_range(looks.min(axis=1), looks.max(axis=1), data.dtype, RECORDING)
             return
-    check_values(data, "the recording")
+    check_values(data, RECORDING)
 
 
 def _take(course, events, end, model, n_samples):
@@ -209,7 +211,7 @@ def _check_finite(x, start):
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         sample, channel = np.argwhere(~np.isfinite(x.T))[0]
         raise InputError(
-            f"the recording holds {x[channel, sample]} at channel {channel}, sample {start + sample}; "
+            f"{RECORDING} holds {x[channel, sample]} at channel {channel}, sample {start + sample}; "
             "cut it out or replace it"
         )
 

@@ -148,7 +148,7 @@ def learn(data, scale):
     m = round(1.5 * scale.fs / scale.band[0])
     if 2 * m + 2 * scale.length > N:
         raise InputError(
-            f"the recording is {N} samples long, wanted at least {2 * m + 2 * scale.length}: "
+            f"the recording (data) is {N} samples long, wanted at least {2 * m + 2 * scale.length}: "
             f"the filter spans {2 * m + 1} and a window {scale.length}"
         )
     bins = scipy.fft.next_fast_len(8 * m, real=True)
