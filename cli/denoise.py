@@ -270,7 +270,10 @@ def _page(page, name, level, model_of, progress, report):
     unit = _UNITS.get(channels.dtype.name, 1.0)
     channels, mean, power = restore.near_one(channels, name) if channels.dtype.kind == "f" else (channels, None, 1.0)
     given = None if level is None else level * unit / power
-    model, told = model_of(channels, given)
+    try:
+        model, told = model_of(channels, given)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     plan = restore.plan(channels, model, given)
     pixels = np.empty_like(page.pixels)
     out = np.moveaxis(pixels, -1, 0)

@@ -35,15 +35,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 from emdl import checkpoint as kept
 from emdl.backend import (
     as_dictionary,
+    as_real,
     as_rng,
     as_signals,
+    check_callable,
     check_count,
     check_number,
     n_threads,
     parallel_map,
     with_one_blas_thread,
 )
-from emdl.errors import FileFormatError, InputError
+from emdl.errors import FileFormatError, InputError, InputTypeError
 from emdl.images import greedy
 from emdl.model import Model, load
 from emdl.optim import exact_dictionary, normalize_atoms
@@ -234,7 +236,7 @@ def fit(
     n_atoms : int
         Number of atoms K. More follow more detail, and cost time in proportion.
     atom_shape : tuple of int
-        Rows and columns of a patch. Larger ones suit more noise.
+        Rows and columns of a patch. Larger ones suit more noise. An image that is smaller is mirrored at its edges.
     max_iter : int
         EM iterations; each takes other patches.
     rng : Generator, int or None
@@ -256,8 +258,10 @@ def fit(
     Raises
     ------
     InputError
-        If an image is smaller than a patch after reflection, shapes do not fit, or a value is out of range; if the
+        If shapes do not fit, a value is out of range, there are more atoms than patches, or no noise is found; if the
         checkpoint exists without `resume`, is in use, or belongs to another fit.
+    InputTypeError
+        If `planes` are no arrays of real numbers.
     FileFormatError
         If the checkpoint is damaged.
 
@@ -271,15 +275,11 @@ def fit(
     >>> bool(abs(clean - stripes).std() < 0.1)
     True
     """
-    images, shape = _images(planes), tuple(check_count(s, "atom_shape", 2) for s in atom_shape)
-    if len(shape) != 2:
-        raise InputError(f"atom_shape is {atom_shape!r}, wanted rows and columns")
-    if sigma is None:
-        from emdl.images.restore import estimate_sigma
-
-        sigma = estimate_sigma(images[0], channel_axis=0)
-    sigma = check_number(sigma, "sigma", 0, strict=True)
-    n_atoms, max_iter = check_count(n_atoms, "n_atoms"), check_count(max_iter, "max_iter")
+    images, unit = _images(planes)
+    shape, n_atoms = _check_size(images, atom_shape, n_atoms)
+    sigma = _noise_of(images[0]) if sigma is None else check_number(sigma, "sigma", 0, strict=True) / unit
+    max_iter = check_count(max_iter, "max_iter")
+    check_callable(callback, "callback")
     asked = {"planes": images, "sigma": sigma, "n_atoms": n_atoms, "atom_shape": shape, "rng": rng}
     rng = as_rng(rng)
     wide = [np.pad(x / np.float32(sigma), ((0, 0), *((s - 1, s - 1) for s in shape)), mode="reflect") for x in images]
@@ -338,13 +338,48 @@ def taken_out(model, planes, sigma, *, rng=0):
 
 
 def _images(planes):
-    """Return noisy images as (C, H, W) of float32, all with as many channels."""
-    images = [as_signals(image, 2, "planes")[0 if np.ndim(image) < 3 else slice(None)] for image in planes]
-    images = [image.reshape(-1, *image.shape[-2:]).astype(np.float32) for image in images]
-    channels = sorted({len(image) for image in images})
+    """Return noisy images as (C, H, W) of float32, all with as many channels, and the unit that they are in."""
+    from emdl.images import restore
+
+    if not hasattr(planes, "__len__") or isinstance(planes, str | bytes) or not getattr(planes, "shape", True):
+        raise InputTypeError(f"planes is a {type(planes).__name__}, wanted images (n, C, rows, columns)")
+    if not len(planes):
+        raise InputError("planes holds no image")
+    images = []
+    for i, image in enumerate(planes):
+        image = as_real(image, f"planes[{i}]")
+        image = image[None] if image.ndim == 2 else image
+        if image.ndim != 3 or 0 in image.shape:
+            raise InputError(f"planes[{i}] has shape {image.shape}, wanted (C, rows, columns), none of them zero")
+        images.append(restore.near_one(image, f"planes[{i}]"))
+    channels = sorted({len(image) for image, *_ in images})
     if len(channels) != 1:
         raise InputError(f"the images have {channels} channels, wanted the same number")
-    return images
+    unit = next((own for *_, own in images if own != 1), 1.0)
+    alike = [image if own == unit else image * (own / unit) for image, _, own in images]
+    return [image.astype(np.float32) for image in alike], unit
+
+
+def _check_size(images, atom_shape, n_atoms):
+    """Return the shape of patches and the number of atoms, checked against the images."""
+    lengths = tuple(atom_shape) if hasattr(atom_shape, "__len__") and not isinstance(atom_shape, str) else ()
+    shape, n_atoms = tuple(check_count(s, "atom_shape", 2) for s in lengths), check_count(n_atoms, "n_atoms")
+    if len(shape) != 2:
+        raise InputError(f"atom_shape is {atom_shape!r}, wanted rows and columns")
+    patches = sum(math.prod(n + s - 1 for n, s in zip(x.shape[1:], shape, strict=True)) for x in images)
+    if n_atoms > patches:
+        raise InputError(f"n_atoms is {n_atoms}, more than the {patches} patches of the images")
+    return shape, n_atoms
+
+
+def _noise_of(image):
+    """Return the noise level of an image; raise if there is none."""
+    from emdl.images import restore
+
+    level = restore.plan(image, None, None).level
+    if level == 0:
+        raise InputError("the first image of planes shows no noise; give sigma if there is some")
+    return level
 
 
 class _State(NamedTuple):

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import numbers
 import os
 import warnings
 from dataclasses import dataclass
@@ -455,7 +454,7 @@ def _channels(image, channel_axis):
     if image.ndim != wanted or 0 in image.shape:
         hint = "; for colour say which axis holds the channels, channel_axis=-1" if image.ndim == 3 else ""
         raise InputError(f"image has shape {image.shape}, wanted {wanted} axes, none of them empty{hint}")
-    if channel_axis is not None and not (isinstance(channel_axis, numbers.Integral) and -3 <= channel_axis < 3):
+    if channel_axis is not None and not (isinstance(channel_axis, int | np.integer) and -3 <= channel_axis < 3):
         raise InputError(f"channel_axis is {channel_axis!r}, wanted an axis of an image with 3 of them")
     channels = _view_channels(image, channel_axis)
     check_finite(channels)
