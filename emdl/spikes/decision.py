@@ -1,4 +1,4 @@
-r"""Which spikes a whitened signal holds: sparse codes say where spikes can be, a prior on amplitudes says which are.
+r"""Which spikes a whitened signal holds: sparse coding with a prior on amplitudes that knows what a spike is.
 
 A spike of unit k adds ``a d_k`` with an amplitude a ~ N(mean_k, spread_k^2), and a sample holds one with probability
 rate_k. For the product u of the (whitened) signal with the template, the log odds of a spike against none are
@@ -8,11 +8,13 @@ rate_k. For the product u of the (whitened) signal with the template, the log od
 Spikes of less than 0.4 mean_k are not taken for unit k: next to a large spike, what its template does not explain may
 well exceed the noise.
 
-Non-negative convolutional sparse coding with the rates lmbd_k = 0.8 of the least such u, kept within 3 and 5, gives
-the candidates: the places where a code is not zero. It resolves overlaps jointly but shrinks amplitudes, spreads a
-spike that lies between samples over neighbours, and shares it among similar units. So the candidates are then taken by
-decreasing odds, at a part of a sample, and each spike is reconsidered given all others. A unit rests for two duration
-units after a spike.
+Spikes are taken by decreasing odds, at a part of a sample, and each is reconsidered given all others whenever one has
+come near it (`emdl.spikes.kernels`). Those that leave over more than noise are then tried as two on top of each other
+(`emdl.spikes.pairs`). A unit rests for two duration units after a spike.
+
+The codes of (1), non-negative and with the rates lmbd_k = 0.8 of the least u that makes a spike, kept within 3 and 5
+(`encode`), show the same spikes in a convex way: jointly, but with amplitudes that are shrunk, spread over neighbouring
+samples, and shared among similar units. No spike is decided by them.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from emdl.codes import SparseCodes
 from emdl.device import to_host
 from emdl.encoder import solve
 from emdl.ops import analyze_full
-from emdl.spikes import blocks, drift, kernels
+from emdl.spikes import blocks, drift, kernels, pairs
 
 N_SHIFTS = 5  # parts of a sample
 _LEAST, _MOST, _SHARE = 3.0, 5.0, 0.8  # bounds of the rates of (1), and their share of the threshold
@@ -33,7 +35,7 @@ _ROUNDS = 6
 _PIECE = 1 << 15  # samples that are decided at once, at least
 MARGIN = 6  # templates by which a piece reaches into its neighbours
 _REST = 2  # duration units in which no unit is active twice
-_TOL = 1e-2  # relative duality gap of the codes that candidates come from; a smaller one changes no decision
+_TOL = 1e-2  # relative duality gap of `encode`, by default
 _BATCH = 64  # stretches of one length solved by one thread
 _SPAN = 1 << 16  # code positions correlated at once
 _MOMENTS, _HELD = 100, 4  # times at which units that drift are made ready, and how many are held
@@ -81,7 +83,7 @@ class Units:
 
     @property
     def lmbd(self):
-        """Rates of (1) for the search of candidates, (K,)."""
+        """Rates of (1) for `encode`, (K,)."""
         return np.clip(_SHARE * self.threshold, _LEAST, _MOST)
 
     def take(self, chosen):
@@ -156,6 +158,8 @@ class Bank:
     known : ndarray (K, 4) of float32
         See `kernels.decide`, as are the rest.
     gram, friends, strange : ndarray
+    density : float or None
+        Variance of a sample of noise; if None, spikes on top of each other are not looked for.
     """
 
     templates: np.ndarray
@@ -165,9 +169,10 @@ class Bank:
     gram: np.ndarray
     friends: np.ndarray
     strange: np.ndarray
+    density: float | None = None
 
 
-def prepare(units):
+def prepare(units, density=None):
     """Return units made ready for the kernels; a unit lies on the channels where its template is not zero."""
     D = units.D
     K, _, s = D.shape
@@ -192,7 +197,7 @@ def prepare(units):
         friends[k, : len(j)] = j
         gram[k, :, : len(j), : s - 1], gram[k, :, : len(j), s - 1 :] = product[..., 1 - s :], product[..., :s]
     known = np.column_stack([units.threshold, units.mean, units.spread**2, units.logit]).astype(np.float32)
-    return Bank(templates, near, blocks.spectra(there[..., ::-1]), known, gram, friends, strange)
+    return Bank(templates, near, blocks.spectra(there[..., ::-1]), known, gram, friends, strange, density)
 
 
 class Banks:
@@ -202,10 +207,12 @@ class Banks:
     ----------
     units : Units
         At least one.
+    density : float, optional
+        See `Bank`.
     """
 
-    def __init__(self, units):
-        self.units, self._made = units, {}
+    def __init__(self, units, density=None):
+        self.units, self._density, self._made = units, density, {}
 
     def moment(self, u):
         """Return the number of the moment that a time u, from 0 to 1, belongs to; one for all where nothing drifts."""
@@ -217,7 +224,7 @@ class Banks:
         if moment not in self._made:
             for old in list(self._made)[:-_HELD]:
                 self._made.pop(old, None)
-            self._made[moment] = prepare(self.units.at(moment / _MOMENTS))
+            self._made[moment] = prepare(self.units.at(moment / _MOMENTS), self._density)
         return self._made[moment]
 
 
@@ -254,7 +261,7 @@ def _time_of(piece, long, n_samples, span):
     return span[0] + (span[1] - span[0]) * np.minimum((piece + 0.5) * long / n_samples, 1)
 
 
-def decide(x, units, unit_length, *, rest=True, xp=np, span=(0.0, 1.0)):
+def decide(x, units, unit_length, *, density=None, rest=True, xp=np, span=(0.0, 1.0)):
     """Return the spikes of a whitened signal, and what is left of it without them.
 
     Parameters
@@ -265,6 +272,9 @@ def decide(x, units, unit_length, *, rest=True, xp=np, span=(0.0, 1.0)):
         At least one.
     unit_length : int
         Duration unit, samples.
+    density : float, optional
+        Variance of a sample of noise. If it is given, spikes on top of each other are looked for, see
+        `emdl.spikes.pairs`.
     rest : bool
         Leave out the less probable of two spikes of a unit within two duration units.
     xp : module
@@ -278,7 +288,7 @@ def decide(x, units, unit_length, *, rest=True, xp=np, span=(0.0, 1.0)):
     residual : ndarray (C, N)
         Without all spikes, those that are left out included.
     """
-    banks, (s, N) = Banks(units), (units.D.shape[-1], x.shape[1])
+    banks, (s, N) = Banks(units, density), (units.D.shape[-1], x.shape[1])
     long = piece_length(s)
     starts = range(0, max(N - s + 1, 1), long)
 
@@ -314,12 +324,16 @@ def piece(x, ready, unit_length, at=0, xp=np):
     -------
     Events
     """
+    P = products(x, ready, xp)
     found = kernels.decide(
-        products(x, ready, xp), ready.known, ready.gram, ready.friends, ready.strange,
+        P, ready.known, ready.gram, ready.friends, ready.strange,
         unit_length // 2, max(2, round(0.07 * unit_length)), _ROUNDS,
     )  # fmt: skip
     order = np.argsort(found[0], kind="stable")
-    return Events(found[0][order] + at, *(values[order] for values in found[1:]))
+    found = tuple(values[order] for values in found)
+    if ready.density is not None:
+        found = pairs.resolve(x, P, ready, found, unit_length)
+    return Events(found[0] + at, *found[1:])
 
 
 def products(x, ready, xp=np):

@@ -24,7 +24,7 @@ _SAME = 1.5  # noise standard deviations between two groups that no test tells a
 _ALIKE = 0.75  # cosine of two mean waveforms from which on they are compared at all
 _NEAR = 4.0  # or distance
 _CLEAR = 6.0  # noise standard deviations; smaller groups are not split, as their parts would drown in the noise
-_VARIETY = 0.03  # standard deviation of the shape of the spikes of one unit, of their size; adds to the noise
+VARIETY = 0.03  # standard deviation of the shape of the spikes of one unit, of their size; adds to the noise
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _halved(x, group, parts):
 
 def _noise(size):
     """Return the standard deviation along any line of the spikes of a unit whose waveform has norm `size`."""
-    return np.sqrt(1 + (_VARIETY * size) ** 2)
+    return np.sqrt(1 + (VARIETY * size) ** 2)
 
 
 def _parts(x, time, n_samples):

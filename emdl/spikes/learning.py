@@ -58,7 +58,7 @@ class Progress:
     n_nonzero : int
         Spikes.
     lmbd : ndarray (K,)
-        Rates of (1) for the search of candidates, 1 / whitened unit.
+        Rates of (1) for `encode`, 1 / whitened unit.
     sigma : float
         Standard deviation of the residual, 1 where the noise is as the whitening supposes.
     change : float
@@ -123,7 +123,7 @@ def fit(
     """Learn the units of a recording: their number, waveforms, amplitudes and rates.
 
     The data are whitened (`emdl.spikes.whitening`). EM starts from the groups of events that stand out, and iterates:
-    find the spikes under the current units by sparse coding and a decision (`emdl.spikes.decision`); take everything
+    find the spikes under the current units by sparse coding with their priors (`emdl.spikes.decision`); take everything
     else out of each spike; average the spikes of each unit. On the way units are split, merged, and grown from the
     residual (`emdl.spikes.groups`), and at the end those that noise, many neurons together, or the tail of another unit
     would explain as well are left out (`emdl.spikes.trust`).
@@ -341,7 +341,9 @@ def _step(stages, course, max_iter, began):
         del stages[:-1]
     task, units = stages[0], course.units
     # two neurons in one group show by spikes within the rest of a unit
-    events, residual = decision.decide(task.x, units, task.scale.unit, rest=False, xp=task.xp)
+    events, residual = decision.decide(
+        task.x, units, task.scale.unit, density=task.whitening.density, rest=False, xp=task.xp
+    )
     updated, change = _maximize(task, events, residual, units, opened)
     if opened and change < _CALM and course.grown and len(updated) <= course.held:
         course.grown = _GROWTHS  # what was found in the residual has vanished; it would again
@@ -492,7 +494,7 @@ def _waveforms(task, units):
     mean, spread = np.zeros(shape), np.zeros(shape)
     if len(units) == 0:
         return mean, spread
-    events, _ = decision.decide(task.x, units, task.scale.unit, xp=task.xp)
+    events, _ = decision.decide(task.x, units, task.scale.unit, density=task.whitening.density, xp=task.xp)
     events = update.inside(events, task.x.shape[1], s, 4)
     if len(task.x) > probes.MOST:
         chosen = probes.chosen_spikes(events, units, task.scale, task.rng)

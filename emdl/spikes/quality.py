@@ -201,6 +201,7 @@ def _look(model, data):
             whiten(data, model.whitening, a, b),
             model.units,
             model.duration_unit,
+            density=model.whitening.density,
             rest=False,
             span=(a / lasts, b / lasts),
         )

@@ -174,7 +174,7 @@ def _found(data, model, starts, at_once, device, client):
         at_once = max(1, min(_FAR * at_once, len(starts) // (_PER_THREAD * max(1, threads))))
     blocks = [starts[i : i + at_once] for i in range(0, len(starts), at_once)]
     if client is None:
-        banks, xp = decision.Banks(model.units), choose(device)[0]
+        banks, xp = decision.Banks(model.units, model.whitening.density), choose(device)[0]
         yield from ((chosen, _pieces(data, model, banks, chosen, xp)) for chosen in blocks)
         return
     with contextlib.closing(
@@ -186,7 +186,7 @@ def _found(data, model, starts, at_once, device, client):
 def _far(shared, starts):
     """Return the spikes of neighbouring pieces, computed by a worker."""
     data, model, device = shared
-    return _pieces(data, model, decision.Banks(model.units), starts, choose(device)[0])
+    return _pieces(data, model, decision.Banks(model.units, model.whitening.density), starts, choose(device)[0])
 
 
 def _pieces(data, model, banks, starts, xp):
