@@ -19,7 +19,7 @@ from emdl.backend import (
     with_one_blas_thread,
 )
 from emdl.course import HISTORY, Run, State, kept_of, restored
-from emdl.device import to_host
+from emdl.device import choose, to_host
 from emdl.errors import InputError
 from emdl.events import Layout
 from emdl.model import Model
@@ -227,7 +227,8 @@ def em_fit(
         memory map (``numpy.load(path, mmap_mode="r")``), a data set of HDF5, a Zarr array, a Dask array. Signals of
         less than 4 million values are one part and stay here.
     device : {"cpu", "cuda", "auto"}
-        Where the workers compute, a GPU for each; without `client` the arrays say where.
+        Where the workers compute, a GPU for each. Without `client` the arrays say where, and ``cuda`` wants those of
+        CuPy.
 
     Returns
     -------
@@ -242,6 +243,8 @@ def em_fit(
         If the checkpoint is damaged, or cannot be written at the beginning; or if a worker cannot read the signals.
     ClusterError
         If the cluster cannot be used, or is lost; the checkpoint then is as after the last iteration.
+    DeviceError
+        If ``cuda`` was asked for and is not there.
 
     References
     ----------
@@ -280,6 +283,8 @@ def _planned(asked, callback, client, device):
     for name in ("positive", "learn_lmbd", "learn_sigma", "learn_dictionary"):
         check_flag(asked[name], name)
     plan.check_kinds(given["prior"], asked["optimizer"], callback)
+    if client is None and choose(device)[0] is not np and device == "cuda" and array_module(asked["y"]) is np:
+        raise InputError("device is 'cuda', but y lies on the CPU and there is no client; use cupy.asarray(y)")
     blind, rule = asked["D0"] is None, asked["lmbd_rule"] or rates.DEFAULT_RULE
     return plan.make(
         **given, client=client, device=device, rule=rule if asked["learn_lmbd"] else "fixed",
