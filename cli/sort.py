@@ -129,6 +129,7 @@ def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, q
         if learned is not None:
             model = spikes.load(learned)
             source.check_fit(recording, model)
+            source.warn_of_scale(recording, model, quiet=quiet)
         else:
             given = {name: value for name, value in learn.items() if value is not None}
             keep = {"checkpoint": kept["learn"], "checkpoint_every": checkpoint_every, "resume": resume}

@@ -52,6 +52,8 @@ def read(source, model=None, *, quiet=False):
         check_fit(recording, model)
     if not quiet:
         _warn_of_oddities(recording, model)
+        if model is not None:
+            warn_of_scale(recording, model)
     return recording
 
 
@@ -60,6 +62,14 @@ def _warn_of_oddities(recording, model):
 
     band = {} if model is None else {"low_hz": model.band[0]}
     for sentence in checks.of_recording(recording, **band):
+        screen.say(f"warning: {sentence}")
+
+
+def warn_of_scale(recording, model, *, quiet=False):
+    """Say if a recording is in another unit than the one that a model was learned on, as its noise tells."""
+    from emdl.spikes import checks
+
+    for sentence in [] if quiet else checks.of_fit(recording, model):
         screen.say(f"warning: {sentence}")
 
 

@@ -228,6 +228,15 @@ def test_a_channel_that_carries_hardly_anything_is_told(tmp_path, simulated, rng
     warning(done, "hardly anything", "channel 1", "--skip-channel 1")
 
 
+@pytest.mark.parametrize("command", ["detect", "sort"])
+def test_a_recording_in_another_unit_than_the_model_is_told(sorted_folder, tmp_path, simulated, command):
+    model = ["-m", sorted_folder / "out.h5", "-o", "out.npz"] + ["--no-report"] * (command == "sort")
+    in_volts = run(command, recorded(tmp_path, 1e-6 * simulated.data), *model, cwd=tmp_path)
+    warning(in_volts, "in another unit", "bad.npz", "times that of the recording")
+    done = run(command, sorted_folder / "rec.npz", *model, "-f", cwd=tmp_path)
+    assert "another unit" not in done.stderr
+
+
 @pytest.mark.parametrize(("hz", "harmonics", "fate"), [(50, 1, "takes it out"), (60, 40, "stay in the pass band")])
 def test_hum_is_told_and_does_not_become_a_unit(tmp_path, simulated, hz, harmonics, fate):
     t = np.arange(simulated.data.shape[1]) / FS

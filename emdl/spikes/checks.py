@@ -5,6 +5,7 @@ import scipy.signal
 
 _PIECES, _PIECE_S = 20, 1.0  # of the recording, that are looked at
 _CLIPPED, _IN_A_ROW = 1e-4, 3  # share of samples at the end of the range, in runs of at least so many
+_SCALE = 4.0  # between the noise of two recordings, beyond which another unit is likelier than another noise
 _WEAK, _LOUD = 0.1, 10.0  # noise of a channel, relative to the median of all
 _MAINS, _HARMONICS = (50.0, 60.0), 40  # Hz; multiples looked at
 _STANDS_OUT = 20.0  # power of a mains line over that beside it
@@ -56,6 +57,30 @@ def of_units(model):
     return [
         f"the waveforms are {width:.2g} ms wide at half of their height, {than} than spikes are "
         f"({_WIDTH_MS[0]:g} to {_WIDTH_MS[1]:g} ms); is {model.fs:g} Hz the right sampling rate (--fs)?"
+    ]
+
+
+def of_fit(recording, model):
+    """Return a sentence if the noise of a recording is quite another than that of the one that a model was learned on.
+
+    Parameters
+    ----------
+    recording : Recording
+        Of the channels and the sampling rate of the model.
+    model : SpikeModel
+        From `emdl.spikes.fit`.
+
+    Returns
+    -------
+    list of str
+    """
+    noise = _noise(_pieces(recording), recording.fs, model.band[0])
+    ratio = float(np.median(noise / model.noise))
+    if 1 / _SCALE <= ratio <= _SCALE:
+        return []
+    return [
+        f"{recording.name}: the noise is {ratio:.3g} times that of the recording that the model was learned on; "
+        "if it is in another unit, scale it or learn a new model"
     ]
 
 

@@ -15,6 +15,9 @@ from emdl.spikes.recordings import as_samples
 from emdl.spikes.streaming import RECORDING
 from emdl.spikes.whitening import whiten
 
+_LOOK = 1 << 12  # samples at the beginning that tell the level of a recording
+_COARSE = 0.1  # standard deviations of the noise; coarser steps are noise of their own
+
 
 @dataclass(frozen=True)
 class Spikes:
@@ -251,6 +254,21 @@ def _plan(data, model, block_s):
             f"{RECORDING} is {data.shape[1]} samples long, shorter than the filter and a waveform, "
             f"{s + model.whitening.margin}; use a longer one"
         )
+    _check_level(data, model.whitening)
     if block_s is None:
         return data, max(1 << 15, (1 << 22) // len(data), 16 * s)
     return data, max(4 * s, round(check_number(block_s, "block_s", 0, strict=True) * model.fs))
+
+
+def _check_level(data, whitening):
+    """Raise if a recording lies so far from the level that the model was learned at that rounding drowns it."""
+    begin = np.asarray(data[:, :_LOOK])
+    far = np.abs(np.median(begin[:, np.isfinite(begin).all(axis=0)], axis=1) - whitening.offset)
+    step = np.spacing(far.astype(np.float32)).astype(float)
+    lost = np.flatnonzero(step > _COARSE * whitening.noise)
+    if len(lost):
+        c = lost[0]
+        raise InputError(
+            f"{RECORDING} lies {far[c]:.3g} from the level that the model was learned at, on channel {c}, where single "
+            f"precision has steps of {step[c]:.3g} and the noise is {whitening.noise[c]:.3g}; subtract the mean"
+        )
