@@ -25,26 +25,27 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds of processor time
 TESTS = {
     "ops": ["test_ops.py", "test_reliability_algebra.py", "test_reliability.py"],
     "prox": ["test_prox.py", "test_unrolled.py"],
-    "encoder": ["test_encoder_properties.py", "test_encoder.py", "test_reliability_algebra.py", "test_reliability.py"],
+    "encoder": ["test_encoder_tiles.py", "test_encoder_properties.py", "test_encoder.py"],
     "gradients": ["test_gradients.py", "test_reliability.py"],
-    "em": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
-    "plan": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
-    "course": ["test_em.py", "test_checkpoint.py", "test_reliability.py"],
+    "em": ["test_em_stages.py", "test_em.py"],
+    "plan": ["test_plan.py", "test_em.py"],
+    "course": ["test_course.py", "test_checkpoint.py"],
 }
 WIDER = {
     "ops": ["test_em.py"],
     "prox": ["test_gradients.py"],
-    "encoder": ["test_em.py"],
+    "encoder": ["test_reliability_algebra.py", "test_reliability.py", "test_parameters.py", "test_em.py"],
     "gradients": ["test_unrolled.py"],
-    "em": ["test_starts.py", "test_rates.py"],
-    "plan": ["test_starts.py", "test_rates.py"],
-    "course": ["test_starts.py", "test_rates.py"],
+    "em": ["test_checkpoint.py", "test_reliability.py", "test_parts.py", "test_starts.py", "test_rates.py"],
+    "plan": ["test_checkpoint.py", "test_reliability.py", "test_parts.py"],
+    "course": ["test_em.py", "test_parts.py"],
 }
 SKIPPED = "not slow and not gpu"
 _COMPARE = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -173,8 +174,10 @@ def copy_checkout(folder):
         subprocess.run(["tar", "--extract", "--directory", str(whole)], input=archive, check=True)
     except (OSError, subprocess.CalledProcessError):
         whole = ROOT
-    shutil.copytree(whole / "emdl", folder / "lib" / "emdl")
-    shutil.copytree(whole / "cli", folder / "lib" / "emdl" / "cli")
+    shutil.copytree(whole / "emdl", folder / "lib" / "emdl", dirs_exist_ok=True)
+    shutil.copytree(whole / "cli", folder / "lib" / "emdl" / "cli", dirs_exist_ok=True)
+    for path in (folder / "lib").rglob("*.py"):  # by which numba knows kernels that it has compiled before
+        os.utime(path, (0, zlib.crc32(path.read_bytes())))
     shutil.copytree(whole / "tests", folder / "work" / "tests")
     shutil.copy(whole / "pyproject.toml", folder / "work")
 
@@ -198,10 +201,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="a line of JSON for each mutant")
     parser.add_argument("--again", type=pathlib.Path, help="try only what survived according to such a file")
+    parser.add_argument("--folder", type=pathlib.Path, help="for the copy; kept, so that kernels are compiled once")
+    parser.add_argument("--narrow", action="store_true", help="leave out the wider tests; try --again with them")
     parser.add_argument("--minutes", type=float, default=1e9, help="of processor time, after which no more are tried")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="emdl-mutants-") as name:
-        folder = pathlib.Path(name)
+        folder = pathlib.Path(name) if given.folder is None else given.folder.resolve()
+        for part in ("checkout", "work"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
         copy_checkout(folder)
         sys.path.insert(0, str(folder / "lib"))
         sys.dont_write_bytecode = True
@@ -218,7 +226,8 @@ def try_module(module, folder, given):
     source = path.read_text()
     tree = ast.parse(source)
     place = folder / "work"
-    for tests in (TESTS[module], WIDER[module]):  # the first run compiles the kernels, which takes long
+    rounds = [TESTS[module]] if given.narrow else [TESTS[module], WIDER[module]]
+    for tests in rounds:  # the first run compiles the kernels, which takes long
         if not survives(tests, place, limit=None) and not survives(tests, place, limit=None, heard=True):
             sys.exit(f"the tests of {module} fail without any change: {tests}")
     chosen = sites(tree)
@@ -235,7 +244,7 @@ def try_module(module, folder, given):
             break
         changed, line = mutant(tree, site)
         path.write_text(changed)
-        alive = survives(TESTS[module], place) and survives(WIDER[module], place)
+        alive = all(survives(tests, place) for tests in rounds)
         tried, killed = tried + 1, killed + (not alive)
         before, after = difference(tree, changed)
         if alive:
