@@ -160,13 +160,13 @@ def train(
         from .train_denoise import DEFAULT_MINUTES, DEFAULT_OUTPUT, train_denoiser
 
         _check_unused(task, units=units, band=band, window_ms=window_ms, fs=fs, key=key, dtype=dtype,
-                      channels=channels, layout=layout, skip_channel=skip_channel, probe=probe, dask=dask)  # fmt: skip
+                      channels=channels, layout=layout, skip_channel=skip_channel, probe=probe)  # fmt: skip
         if device == opt.DeviceName.CUDA:
             raise InputError("--task denoise runs on the CPU, got --device cuda; leave it out")
         if noisy:
             from .train_patches import train_patches
 
-            _check_unused(f"{task} --noisy", minutes=minutes, layers=layers)
+            _check_unused(f"{task} --noisy", minutes=minutes, layers=layers, dask=dask)
             learn = {"n_atoms": atoms, "max_iter": max_iter, "grey": not colour, "rng": seed}
             train_patches(recording, output or Path(DEFAULT_OUTPUT), learn=learn, plot=plot, **kept, **shown)
             return
@@ -174,7 +174,14 @@ def train(
         learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}
         length = DEFAULT_MINUTES if minutes is None else minutes
         train_denoiser(
-            recording, output or Path(DEFAULT_OUTPUT), minutes=length, learn=learn, plot=plot, **kept, **shown
+            recording,
+            output or Path(DEFAULT_OUTPUT),
+            minutes=length,
+            learn=learn,
+            plot=plot,
+            dask=dask,
+            **kept,
+            **shown,
         )
         return
     from .train import train_spikes

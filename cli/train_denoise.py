@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from emdl.backend import check_number
 
+from . import workers
 from .train_photographs import DEFAULT_OUTPUT as DEFAULT_OUTPUT
 from .train_photographs import train
 
 DEFAULT_MINUTES = 60.0
 
 
-def train_denoiser(folder, output, *, minutes, learn, **shown):
+def train_denoiser(folder, output, *, minutes, learn, dask=None, **shown):
     """Learn a network from the photographs of a folder and write it, with a picture of its atoms.
 
     Parameters
@@ -22,6 +23,8 @@ def train_denoiser(folder, output, *, minutes, learn, **shown):
     learn : dict
         Arguments of `emdl.images.training.train`; those that are None are left to it. ``grey`` says whether colours
         are left out.
+    dask : str, optional
+        Whose workers compute the gradients, see `workers.of`.
 
     Raises
     ------
@@ -29,7 +32,7 @@ def train_denoiser(folder, output, *, minutes, learn, **shown):
         If the input is bad or the output cannot be written.
     """
     given = {name: value for name, value in learn.items() if value is not None and name != "grey"}
-    train(folder, output, Network(minutes, given, learn["grey"]), **shown)
+    train(folder, output, Network(minutes, given, learn["grey"], dask, shown["quiet"]), **shown)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Network:
     minutes: float
     given: dict
     grey: bool
+    dask: str | None
+    quiet: bool
     unit = "step"
 
     def read(self, folder):
@@ -57,9 +62,11 @@ class Network:
             story.tell(now.done, report.Reached(now.step, now.seconds, measures, now.psnr), words, now.network)
 
         seconds = 60 * check_number(self.minutes, "--minutes", 0, strict=True)
-        return training.train(
-            photographs, validation=held_out, callback=tell, pause=pause, seconds=seconds, **kept, **self.given
-        )
+        with workers.of(self.dask, quiet=self.quiet) as client:
+            return training.train(
+                photographs, validation=held_out, callback=tell, pause=pause, seconds=seconds, client=client,
+                **kept, **self.given,
+            )  # fmt: skip
 
     def facts(self, network):
         """Return what there is to say of the network."""

@@ -1,8 +1,11 @@
 """Fixtures shared by all tests."""
 
 import functools
+import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -14,6 +17,13 @@ import standin
 from emdl import device
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+    """Make a folder for what is compiled, shared by all processes of this run."""
+    if harness.BUILDS not in os.environ:
+        os.environ[harness.BUILDS] = tempfile.mkdtemp(prefix="emdl-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(harness.BUILDS)))
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +55,9 @@ def cuda_kernels(tmp_path_factory):
 
     @functools.cache
     def build(way, text, real):
-        folder = tmp_path_factory.mktemp(way)
-        return harness.Library(text, real, folder) if way == "coroutines" else harness.Program(text, real, folder, way)
+        if way == "coroutines":
+            return harness.Library(text, real)
+        return harness.Program(text, real, tmp_path_factory.mktemp(way), way)
 
     return lambda way: functools.partial(build, way)
 

@@ -605,15 +605,13 @@ def test_several_devices_give_the_sums_of_one(stand_in, rng):
 
 
 PROCESS_OF_A_DEVICE = """
-import functools, pathlib, sys, tempfile
+import functools, pathlib, sys
 import numpy as np
 tests, folder, number, count = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 sys.path[:0] = [tests, tests + "/cuda"]
 import harness, standin
 from emdl import encoder, ops
-new = lambda: pathlib.Path(tempfile.mkdtemp(dir=folder))
-library = functools.cache(lambda text, real: harness.Library(text, real, new()))
-with standin.installed(library) as cupy, np.load(folder / "all.npz") as held:
+with standin.installed(functools.cache(harness.Library)) as cupy, np.load(folder / "all.npz") as held:
     standin.settings.devices = count
     cupy.cuda.Device(number).__enter__()  # for as long as the process lives
     part = np.array_split(np.arange(len(held["y"])), count)[number]

@@ -26,6 +26,7 @@ from emdl.images.training import train
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install 'emdl[dask]'")
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of Dask that outlive a killed worker
 
+HERE = pathlib.Path(__file__).parent
 SHAPE = (13,)
 LONG = {"positive": True, "rng": 0, "max_iter": 5, "learn_sigma": True, "tol": 1e-9}
 
@@ -384,27 +385,11 @@ def test_nothing_imports_dask_without_being_asked(tmp_path):
 
 # GPUs, by the stand-in for CuPy
 
-STAND_IN = """
-import functools, hashlib, pathlib, sys, time
-sys.path[:0] = [{tests!r}, {tests!r} + "/cuda"]
+STAND_IN = f"""
+import functools, sys
+sys.path[:0] = [{str(HERE)!r}, {str(HERE / "cuda")!r}]
 import harness, standin
-compile = harness._compile
-
-def compile_once(source, real, folder, flags, tail):
-    place = pathlib.Path({folder!r}) / hashlib.md5(repr((source, real)).encode()).hexdigest()
-    try:
-        place.mkdir()
-    except FileExistsError:  # another process does
-        while not (place / "done").exists():
-            time.sleep(0.05)
-        return place / "unit.so"
-    made = compile(source, real, place, flags, tail)
-    (place / "done").touch()
-    return made
-
-harness._compile = compile_once
-library = functools.cache(lambda text, real: harness.Library(text, real, None))
-context = standin.installed(library)
+context = standin.installed(functools.cache(harness.Library))
 context.__enter__()
 standin.settings.devices = 2
 """
@@ -414,12 +399,11 @@ def _run_here(script):
     exec(script, {"__name__": "stand_in"})  # keeps the stand-in for as long as the process lives
 
 
-def test_a_process_for_each_gpu_gives_the_bits_of_one(long_signal, alone, tmp_path, cuda_kernels, monkeypatch):
+def test_a_process_for_each_gpu_gives_the_bits_of_one(long_signal, alone, cuda_kernels, monkeypatch):
     monkeypatch.setattr(parts, "WHOLE", 3000)
     monkeypatch.setattr(parts, "_PART", 3000)
     y = long_signal[:, :, :6003]
     assert len(parts.cut(y.shape, SHAPE, (1,))) == 4
-    script = STAND_IN.format(tests=str(pathlib.Path(__file__).parent), folder=str(tmp_path))
     options = {
         "max_iter": 2,
         "D0": alone.model.D,
@@ -432,7 +416,7 @@ def test_a_process_for_each_gpu_gives_the_bits_of_one(long_signal, alone, tmp_pa
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as made,
         distributed.Client(made) as client,
     ):
-        client.run(_run_here, script)
+        client.run(_run_here, STAND_IN)
         found = [fitted(y, client=client, **options)]
         devices = [client.submit(_device_of_a_task, workers=[a], pure=False) for a in client.nthreads()]
         assert sorted(client.gather(devices)) == [0, 1]

@@ -1,6 +1,7 @@
 """Compile the CUDA sources for the CPU and run their kernels: in this process, or in another under a sanitizer."""
 
 import ctypes
+import hashlib
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 GXX = shutil.which("g++")
+BUILDS = "EMDL_TEST_BUILDS"  # environment variable: the folder of compiled sources
 SANITIZERS = {
     "memory": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "races": ["-O0", "-fsanitize=thread"],
@@ -48,23 +50,36 @@ def check_arguments(name, parameters, given):
             )
 
 
-def _compile(source, real, folder, flags, tail):
+def _compile(source, real, flags, tail):
+    """Return the compiled source; one build serves all processes of a run of tests, in the folder `BUILDS`."""
+    import fcntl  # not on Windows
+
+    key = hashlib.sha256(repr((source, np.dtype(real).str, flags, tail)).encode()).hexdigest()[:20]
+    folder = pathlib.Path(os.environ[BUILDS]) / key
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "unit.so").exists():
+            _build(source, real, folder, flags, tail)
+    return folder / "unit.so"
+
+
+def _build(source, real, folder, flags, tail):
     name = {np.float32: "float", np.float64: "double"}[np.dtype(real).type]
     text = f'#include "shim.h"\n#define REAL {name}\n{source}\n{tail}'
     (folder / "unit.cpp").write_text(text)
-    out = folder / "unit.so"
     command = [GXX, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{HERE}", *flags]
     done = subprocess.run(
-        [*command, "unit.cpp", "-o", str(out)], cwd=folder, capture_output=True, text=True, check=False
+        [*command, "unit.cpp", "-o", "part.so"], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return out
+    (folder / "part.so").replace(folder / "unit.so")
 
 
 class Library:
     """Kernels of one source as coroutines in this process."""
 
-    def __init__(self, source, real, folder):
+    def __init__(self, source, real):
         self.kernels = kernels_of(source, real)
         tail = "\n".join(
             f'extern "C" void run_{name}(const unsigned *dims, std::size_t bytes, void **values) '
@@ -72,7 +87,7 @@ class Library:
             for name in self.kernels
         )
         self._library = ctypes.CDLL(
-            str(_compile(source, real, folder, ["-DFIBERS", "-shared", "-fPIC", "-Wl,-Bsymbolic"], tail))
+            str(_compile(source, real, ["-DFIBERS", "-shared", "-fPIC", "-Wl,-Bsymbolic"], tail))
         )
 
     def run(self, name, grid, threads, arguments, shared):
@@ -100,7 +115,7 @@ class Program:
         )
         tail = (HERE / "main.cpp").read_text().replace("    // KERNELS", names)
         flags = ["-g", "-pthread", *SANITIZERS[sanitizer]]
-        self._program = _compile(source, real, folder, flags, tail)
+        self._program = _compile(source, real, flags, tail)
 
     def run(self, name, grid, threads, arguments, shared):
         """Launch a kernel as `Library.run` does; a finding of the sanitizer is an AssertionError with its report."""
