@@ -255,7 +255,8 @@ def old_file(path, what="model"):
         If the file is missing or damaged.
     """
     if not pathlib.Path(path).is_file():
-        raise FileFormatError(f"there is no file {path}")
+        folder = pathlib.Path(path).is_dir()
+        raise FileFormatError(f"{path} is a folder, wanted a file" if folder else f"there is no file {path}")
     with explained(path, "is no HDF5 file that emdl wrote"):
         try:
             with open(path, "rb") as file:

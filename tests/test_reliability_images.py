@@ -172,7 +172,7 @@ def test_what_is_not_one_image_but_several_is_not_taken_for_channels():
 
 PARAMETERS = {
     "a model of no kind": (lambda: images.denoise(GREY, 3), "model is a int"),
-    "a folder for a model": (lambda: images.denoise(GREY, "/"), "there is no file /"),
+    "a folder for a model": (lambda: images.denoise(GREY, "/"), "/ is a folder"),
     "a model of other channels": (lambda: images.denoise(GREY, network.bundled(3)), "3 channels"),
     "an axis beyond": (lambda: images.denoise(COLOUR, NET, channel_axis=3), "channel_axis is 3"),
     "an axis by name": (lambda: images.estimate_sigma(COLOUR, channel_axis="last"), "channel_axis is 'last'"),

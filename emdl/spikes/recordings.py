@@ -16,6 +16,7 @@ from emdl.backend import array_module
 from emdl.errors import InputError, InputTypeError
 from emdl.spikes import external, formats, geometry
 from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
+from emdl.spikes.scales import FASTEST
 
 logger = logging.getLogger(__name__)
 
@@ -373,6 +374,8 @@ def _sampling_rate(given, stored, name):
         raise InputError(f"the sampling rate must be one number, got {rate!r} in {name}; give fs (--fs)") from error
     if not (np.isfinite(rate) and rate > 0):
         raise InputError(f"the sampling rate must be positive, got {rate:g} Hz for {name}; give fs (--fs)")
+    if rate > FASTEST:
+        raise InputError(f"the sampling rate must be at most {FASTEST:g} Hz, got {rate:g} for {name}; give fs (--fs)")
     if given is not None and stored is not None and float(np.asarray(stored).item()) != rate:
         logger.warning("%s says %g Hz; %g Hz is used, as asked", name, float(np.asarray(stored).item()), rate)
     return rate

@@ -16,6 +16,7 @@ from emdl.backend import check_number
 from emdl.errors import InputError
 
 SPIKE_RATE = 5000.0  # Hz; a slower recording cannot show an extracellular spike
+FASTEST = 1e8  # Hz; a faster recording is a mistake
 _TOP = 0.45  # of the sampling rate, where a pass band must end
 
 
@@ -66,7 +67,7 @@ def choose(fs, *, band=None, window_ms=None):
     InputError
         If the sampling rate is too low for the band, or band or window make no sense.
     """
-    fs = check_number(fs, "fs", 0, strict=True)
+    fs = check_number(fs, "fs", 0, FASTEST, strict=True)
     fast = fs >= SPIKE_RATE
     seconds, low, high = (1e-3, 300.0, 6000.0) if fast else (0.1, 5.0, 40.0)
     band = (low, min(high, _TOP * fs)) if band is None else _check_band(band, fs)

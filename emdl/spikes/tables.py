@@ -12,6 +12,8 @@ from emdl.errors import FileFormatError, InputError
 COLUMNS = ("sample", "time_s", "unit", "amplitude")
 SUFFIXES = (".csv", ".npz")
 FEW_SPIKES, WEAK_SNR = 30, 4.0  # of a unit, below which it is doubted
+_SOME = 10  # spikes, of which there are not more than samples
+_LARGEST = 2.0**53  # beyond which float64 does not hold every whole number
 _LARGE_SHARE = 0.1  # of spikes missed, taken wrongly, or of other neurons, above which a unit is doubted
 _NEAR = 4.0  # standard deviations between two units, below which they are mixed up
 
@@ -85,8 +87,8 @@ def read(path):
         raise FileFormatError(f"{path} is not a file")
     with storage.explained(path.name, f"is no table of spikes ({','.join(COLUMNS)})"):
         columns = _columns_of_csv(path) if path.suffix.lower() == ".csv" else storage.read_npz(path, COLUMNS)[0]
-        kinds = {"sample": np.int64, "time_s": np.float64, "unit": np.int64, "amplitude": np.float64}
-        return {name: columns[name].astype(kind) for name, kind in kinds.items()}
+        whole = {name: _whole(path.name, name, columns[name]) for name in ("sample", "unit")}
+        return whole | {name: columns[name].astype(np.float64) for name in ("time_s", "amplitude")}
 
 
 _SAMPLES, _UNITS = ("sample", "spike_samples", "spike_times", "sample_index"), ("unit", "spike_units", "spike_labels")
@@ -120,7 +122,7 @@ def read_any(path):
     if path.suffix.lower() != ".npz":
         columns = read(path)
         fs = _rate_of_times(columns["sample"], columns["time_s"])
-        return {"sample": columns["sample"].astype(np.float64), "unit": columns["unit"], "fs": fs}
+        return _checked(path.name, columns["sample"], columns["unit"], fs)
     if not path.is_file():
         raise FileFormatError(f"{path} is not a file")
     held = storage.read_npz(path, (*_SAMPLES, *_UNITS, "fs"))[0]
@@ -130,9 +132,35 @@ def read_any(path):
             f"{path.name} holds no spikes; wanted their times in samples ({', '.join(_SAMPLES)}) and their units "
             f"({', '.join(_UNITS)})"
         )
+    with storage.explained(path.name, "holds no sampling rate"):
+        return _checked(path.name, sample, unit, _rate(held.get("fs")))
+
+
+def _checked(name, sample, unit, fs):
+    """Return what `read_any` does; raise if these are no times in samples, or no units."""
     if sample.ndim != 1 or unit.shape != sample.shape:
-        raise FileFormatError(f"{path.name} holds {sample.shape} times and {unit.shape} units; wanted one unit a spike")
-    return {"sample": sample.astype(np.float64), "unit": unit.astype(np.int64), "fs": _rate(held.get("fs"))}
+        raise FileFormatError(f"{name} holds {sample.shape} times and {unit.shape} units; wanted one unit a spike")
+    if sample.dtype.kind not in "iuf" or not np.isfinite(sample).all() or (sample < 0).any():
+        raise InputError(f"{name} holds a time that is no number >= 0; wanted times in samples")
+    span = float(np.ptp(sample.astype(np.float64))) if len(sample) else 0.0
+    if len(sample) > _SOME and span < len(sample):
+        raise InputError(
+            f"{name} holds {len(sample)} spikes in {span:.3g} samples; wanted times in samples, not seconds"
+        )
+    if fs is not None and not (np.isfinite(fs) and fs > 0):
+        raise InputError(f"{name} says a sampling rate of {fs:g} Hz, wanted one above 0")
+    return {"sample": sample.astype(np.float64), "unit": _whole(name, "unit", unit), "fs": fs}
+
+
+def _whole(name, column, values):
+    """Return a column as int64; raise unless it holds whole numbers."""
+    if values.dtype.kind not in "iuf" or not (np.abs(values.astype(np.float64)) < _LARGEST).all():
+        raise FileFormatError(f"{name} holds no whole numbers below 2^53 as {column}")
+    if (values != np.round(values)).any():
+        raise FileFormatError(
+            f"{name} holds {values[values != np.round(values)][0]:g} as {column}, wanted whole numbers"
+        )
+    return values.astype(np.int64)
 
 
 def _rate_of_times(sample, time_s):
@@ -150,13 +178,14 @@ def _rate(stored):
 
 
 def _read_phy(path):
-    try:
-        sample = np.load(path / "spike_times.npy", allow_pickle=False).ravel().astype(np.float64)
-        unit = np.load(path / "spike_clusters.npy", allow_pickle=False).ravel().astype(np.int64)
+    for part in ("spike_times.npy", "spike_clusters.npy", "params.py"):
+        if not (path / part).is_file():
+            raise FileFormatError(f"{path} is no folder of phy: it holds no {part}")
+    with storage.explained(path, "is no folder of phy"):
+        sample, unit = (np.load(path / f"spike_{what}.npy", allow_pickle=False) for what in ("times", "clusters"))
         found = re.search(r"^sample_rate\s*=\s*([0-9.eE+]+)", (path / "params.py").read_text(encoding="utf-8"), re.M)
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is no folder of phy: {error}") from error
-    return {"sample": sample, "unit": unit, "fs": float(found.group(1)) if found else None}
+        fs = float(found.group(1)) if found else None
+        return _checked(path, sample.ravel(), unit.ravel(), fs)
 
 
 def _columns_of_csv(path):
