@@ -190,10 +190,11 @@ def _frame(rows, columns):
 def _draw_histogram(ax, removed, level, *, whole):
     """Draw how often each value was taken out, in units of the noise level, and how often noise has it."""
     step = 0.1 * level
-    if whole:  # as many whole numbers in each bar
+    if whole:  # as many whole numbers in each bar, none on its edge
         step = max(1, round(step))
     n = math.ceil(4 * level / step)
-    edges = (np.arange(-n, n + 2) - 0.5) * step / level
+    first = step // 2 + 0.5 if whole else 0.5 * step
+    edges = (np.arange(-n, n + 2) * step - first) / level
     values = removed.ravel()
     values = values[:: -(-values.size // 2_000_000)] / level
     ax.hist(values, edges, density=True, color="#0072B2", alpha=0.6, label="taken out")
