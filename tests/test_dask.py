@@ -260,9 +260,9 @@ def test_a_persisted_dask_array_is_refused(client, long_signal):
         fitted(array, client=client)
 
 
-def test_a_denoiser_learned_by_workers_has_the_bits_of_none(local, client, tmp_path, rng):
+def test_a_denoiser_learned_by_workers_has_the_bits_of_none(local, client, tmp_path, rng, capsys):
     for name in "ab":
-        Image.fromarray(rng.integers(0, 256, (70, 90), np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(rng.integers(0, 256, (80, 90), np.uint8)).save(tmp_path / f"{name}.png")
     photographs = read_photographs(tmp_path)
     options = {"n_atoms": 32, "n_layers": 2, "steps": 3, "crop": 54, "batch": 10}
     want = train(photographs, **options)
@@ -273,6 +273,11 @@ def test_a_denoiser_learned_by_workers_has_the_bits_of_none(local, client, tmp_p
     (tmp_path / "b.png").rename(tmp_path / "c.png")
     with pytest.raises(FileFormatError, match=r"the worker on .* cannot read .*b\.png"):
         train(photographs, client=client, **options)
+    command = ["train", "--task", "denoise", str(tmp_path), "-o", str(tmp_path / "net.h5"), "--no-plot"]
+    command += ["--atoms", "32", "--layers", "1", "--minutes", "0.001"]
+    assert run([*command, "--dask", client.scheduler.address]) == 0
+    assert f"2 workers with 2 threads at {client.scheduler.address}" in capsys.readouterr().err
+    assert (tmp_path / "net.h5").exists()
 
 
 def test_a_worker_that_leaves_before_it_says_its_version_is_not_asked_again(local, client, monkeypatch):
@@ -389,14 +394,14 @@ STAND_IN = f"""
 import functools, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE / "cuda")!r}]
 import harness, standin
-context = standin.installed(functools.cache(harness.Library))
-context.__enter__()
+standin.context = standin.installed(functools.cache(harness.Library))  # kept for as long as the process lives
+standin.context.__enter__()
 standin.settings.devices = 2
 """
 
 
 def _run_here(script):
-    exec(script, {"__name__": "stand_in"})  # keeps the stand-in for as long as the process lives
+    exec(script, {"__name__": "stand_in"})
 
 
 def test_a_process_for_each_gpu_gives_the_bits_of_one(long_signal, alone, cuda_kernels, monkeypatch):

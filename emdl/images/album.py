@@ -31,15 +31,15 @@ class Photograph:
     grey: bool = True
     page: int = 0
 
-    def read(self):
-        """Return the photograph as ndarray (C, H, W) of uint8; C is 1 or 3."""
-        picture = next(itertools.islice(files.read(self.path), self.page, None), None)
-        if picture is None:
+    def picture(self):
+        """Return the `Picture` in the file."""
+        found = next(itertools.islice(files.read(self.path), self.page, None), None)
+        if found is None:
             raise FileFormatError(f"{self.path} has no page {self.page}")
-        return self.of(picture)
+        return found
 
     def of(self, picture):
-        """Return the same, given the `Picture` in the file.
+        """Return the photograph as ndarray (C, H, W) of uint8, given the picture in the file; C is 1 or 3.
 
         Raises
         ------
@@ -75,10 +75,18 @@ class Album(list):
 
     def __init__(self, sources, images=None):
         self.sources = tuple(sources)
-        super().__init__((source.read() for source in self.sources) if images is None else images)
+        super().__init__(_read(self.sources) if images is None else images)
 
     def __reduce__(self):
         return _open_again, (self.sources,)
+
+
+def _read(photographs):
+    """Give photographs; neighbours that come from the same page of a file are read once."""
+    for _, same in itertools.groupby(photographs, key=lambda one: (one.path, one.page)):
+        first, *others = same
+        picture = first.picture()
+        yield from (one.of(picture) for one in (first, *others))
 
 
 def _open_again(photographs):
