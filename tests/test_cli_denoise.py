@@ -212,6 +212,7 @@ def test_a_clipped_picture_gets_a_warning(folder, run, rng):
 
 def test_quiet_says_nothing(folder, run):
     assert run("denoise", "a.png", "--quiet") == (0, "", "")
+    assert names(folder) == ["a.png", "a_denoised.png"]
 
 
 @pytest.mark.parametrize("shape", [(60, 75), (40, 130, 3), (2, 3)])
