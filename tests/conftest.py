@@ -14,13 +14,21 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "cuda"))
 import harness
 import standin
 
-from emdl import device
+from emdl import backend, device
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Return how many processes ``-n auto`` means: one for each processor that this one may use, as far as it pays."""
+    return min(backend.n_threads(), 8)
+
+
 def pytest_configure(config):
-    """Make a folder for what is compiled, shared by all processes of this run."""
+    """Keep the tests of a file together; make a folder for what is compiled, shared by all processes of this run."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadfile"
     if harness.BUILDS not in os.environ:
         os.environ[harness.BUILDS] = tempfile.mkdtemp(prefix="emdl-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(harness.BUILDS)))
