@@ -82,7 +82,6 @@ def _facts(scores, found_path, true_path, fs, delta_ms):
 
 def _as_text(facts):
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, show_footer=True)
@@ -100,9 +99,10 @@ def _as_text(facts):
             "" if lost else f"{row['partner_spikes']:,}",
             *(f"{row[name]:.3f}" for name in ("accuracy", "recall", "precision")),
         )
+    found, true = screen.escape(facts["found"]), screen.escape(facts["true"])
     head = (
-        f"[b]mean accuracy {mean['accuracy']:.3f}[/b]: {facts['n_found']} units of {escape(facts['found'])} against "
-        f"{facts['n_true']} of {escape(facts['true'])}, within {facts['delta_ms']:g} ms"
+        f"[b]mean accuracy {mean['accuracy']:.3f}[/b]: {facts['n_found']} units of {found} against "
+        f"{facts['n_true']} of {true}, within {facts['delta_ms']:g} ms"
     )
     return head, table, *_verdicts(facts)
 

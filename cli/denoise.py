@@ -5,6 +5,7 @@ import functools
 import socket
 import sys
 import time
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from emdl.device import choose
 from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.images import files as pictures
 from emdl.images import restore
+from emdl.text import printable
 
 from . import files, screen, workers
 
@@ -315,7 +317,8 @@ def _write_report(path, page, clean, plan, model, name):
     from emdl.images import report
 
     picture = report.figure(page, clean, plan, model, name=name)
-    with files.replacing(path) as part:
+    with files.replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter of the name that the font lacks is drawn as a box
         picture.savefig(part, dpi=150)
 
 
@@ -334,8 +337,6 @@ def _noise(fact):
 
 
 def _show(facts, seconds):
-    from rich.markup import escape
-
     if len(facts) == 1:
         screen.put_renderables(*_story(facts[0]), _with(facts), *_written(facts))
         return
@@ -349,24 +350,22 @@ def _show(facts, seconds):
     table.add_column("s", justify="right")
     for fact in facts:
         pages = f", {fact['pages']} pages" if fact["pages"] > 1 else ""
-        table.add_row(escape(fact["input"]), fact["picture"] + pages, f"{fact['sigma']:.3g}", f"{fact['seconds']:.1f}")
+        table.add_row(
+            screen.escape(fact["input"]), fact["picture"] + pages, f"{fact['sigma']:.3g}", f"{fact['seconds']:.1f}"
+        )
     head = f"[b]{len(facts)} pictures[/b] in {seconds:.1f} s, noise {facts[0]['unit']}"
     screen.put_renderables(head, table, _with(facts), *_written(facts))
 
 
 def _story(fact):
-    from rich.markup import escape
-
     pages = f", {fact['pages']} pages" if fact["pages"] > 1 else ""
-    what = f"{escape(fact['input'])} ({fact['picture']}{pages})"
+    what = f"{screen.escape(fact['input'])} ({fact['picture']}{pages})"
     if fact["sigma"] == 0:
         return [f"[b]no noise[/b] in {what}: it is written as it is"]
     return [f"[b]{_noise(fact)}[/b] taken out of {what} in {fact['seconds']:.1f} s"]
 
 
 def _with(facts):
-    from rich.markup import escape
-
     names = dict.fromkeys(
         f"{f['model']}: {f['n_layers']} layers of {f['n_atoms']} atoms"
         if "n_layers" in f
@@ -375,14 +374,12 @@ def _with(facts):
         else f["model"]
         for f in facts
     )
-    return "[b]With[/b]      " + escape("; ".join(names))
+    return "[b]With[/b]      " + screen.escape("; ".join(names))
 
 
 def _written(facts):
-    from rich.markup import escape
-
     paths = [path for fact in facts for path in (fact["output"], fact["report"]) if path]
-    return ["[b]Written[/b]   " + escape(", ".join(paths))]
+    return ["[b]Written[/b]   " + screen.escape(", ".join(paths))]
 
 
 @contextlib.contextmanager
@@ -406,6 +403,6 @@ def _bar(total):
         task = bar.add_task("reading", total=total)
 
         def show(number, name, share=0.0):
-            bar.update(task, description=f"{name} ({number + 1} of {total})", completed=number + share)
+            bar.update(task, description=f"{printable(name)} ({number + 1} of {total})", completed=number + share)
 
         yield show

@@ -67,10 +67,8 @@ def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume,
         described = report.describe(recording)
         screen.put_json({"recording": described, "n_spikes": len(spikes.sample), "units": rows, "output": str(output)})
     elif not quiet:
-        from rich.markup import escape
-
-        head = f"[b]{len(spikes.sample):,} spikes[/b] in {recording.seconds:.1f} s of {escape(recording.name)}"
-        screen.put_renderables(head, report.unit_table(rows), f"[b]Written[/b]   {escape(str(output))}")
+        head = f"[b]{len(spikes.sample):,} spikes[/b] in {recording.seconds:.1f} s of {screen.escape(recording.name)}"
+        screen.put_renderables(head, report.unit_table(rows), f"[b]Written[/b]   {screen.escape(str(output))}")
 
 
 def _inputs(what, model_path):

@@ -139,14 +139,13 @@ def _within(error, most):
 
 def _table(checks):
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_header=False, title=f"emdl on {escape(sys.platform)}")
+    table = Table(box=SIMPLE_HEAD, show_header=False, title=f"emdl on {screen.escape(sys.platform)}")
     table.add_column(style="bold")
     table.add_column()
     table.add_column()
     color = {OK: "green", MISSING: "yellow", FAILED: "red"}
     for what, state, detail in checks:
-        table.add_row(escape(what), f"[{color[state]}]{state}[/]", escape(detail))
+        table.add_row(screen.escape(what), f"[{color[state]}]{state}[/]", screen.escape(detail))
     return table

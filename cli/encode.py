@@ -56,7 +56,5 @@ def encode_recording(what, model_path, output, *, device, force, quiet, as_json)
         facts = {"recording": report.describe(recording), "n_nonzero": codes.n_nonzero, "share": share, "shape": shape}
         screen.put_json(facts | {"output": str(output)})
     elif not quiet:
-        from rich.markup import escape
-
         head = f"[b]{codes.n_nonzero:,} codes[/b] of {n_units} x {n_positions:,} are not zero ({100 * share:.3f} %)"
-        screen.put_renderables(head, f"[b]Written[/b]   {escape(str(output))}")
+        screen.put_renderables(head, f"[b]Written[/b]   {screen.escape(str(output))}")

@@ -108,14 +108,13 @@ def _table(path, facts):
 
 def _two_columns(title, rows):
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_header=False, title=escape(title))
+    table = Table(box=SIMPLE_HEAD, show_header=False, title=screen.escape(title))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(screen.escape(name), "\n".join(map(screen.escape, value.split("\n"))))
     return table
 
 

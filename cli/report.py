@@ -3,6 +3,8 @@
 import emdl
 from emdl.spikes import tables
 
+from . import screen
+
 
 def of_training(recording, model, spikes, outputs, seconds, seed):
     """Return the facts of a training run.
@@ -95,20 +97,18 @@ def as_text(facts, next_steps, *, done="learned"):
     -------
     list
     """
-    from rich.markup import escape
-
     recording = facts["recording"]
     found = f"{_count(len(facts['units']), 'unit')}, {_count(facts['n_spikes'], 'spike')}"
     where = f"{_count(recording['n_channels'], 'channel')}, {recording['fs']:g} Hz"
     head = (
-        f"[b]{found}[/b] in {recording['seconds']:.1f} s of {escape(recording['name'])} ({where}), "
+        f"[b]{found}[/b] in {recording['seconds']:.1f} s of {screen.escape(recording['name'])} ({where}), "
         f"{done} in {facts['seconds']:.1f} s"
     )
     parts = [head, unit_table(facts["units"])]
     said = [*facts["message"].split("; "), *tables.doubts(facts["units"])]
-    parts.append("[b]How sure[/b]  " + "\n          ".join(escape(sentence) for sentence in said))
-    parts.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
-    parts.append("[b]Next[/b]      " + escape("\n          ".join(next_steps)))
+    parts.append("[b]How sure[/b]  " + "\n          ".join(screen.escape(sentence) for sentence in said))
+    parts.append("[b]Written[/b]   " + screen.escape(", ".join(facts["outputs"].values())))
+    parts.append("[b]Next[/b]      " + "\n          ".join(map(screen.escape, next_steps)))
     return parts
 
 

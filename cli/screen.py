@@ -10,12 +10,21 @@ import warnings
 
 import typer
 
+from emdl.text import printable
+
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def say(text):
-    """Print one line for the person, on standard error."""
-    print("emdl:", " ".join(str(text).split()), file=sys.stderr)
+    """Print one line for the person, on standard error; what would command the terminal is written out."""
+    print("emdl:", printable(" ".join(str(text).split())), file=sys.stderr)
+
+
+def escape(text):
+    """Return text from outside, a name or a message, so that it is shown as it is: no markup, no escape sequences."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def put(text):

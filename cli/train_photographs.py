@@ -158,11 +158,9 @@ def _psnr(levels, before=""):
 
 
 def _show(facts, headline, output):
-    from rich.markup import escape
-
-    lines = [headline.format(escape(facts["photographs"]))]
+    lines = [headline.format(screen.escape(facts["photographs"]))]
     if facts["psnr"]:
         lines.append(f"[b]How good[/b]  {_psnr(facts['psnr'])}, on photographs it did not learn from")
-    lines.append("[b]Written[/b]   " + escape(", ".join(facts["outputs"].values())))
-    lines.append("[b]Next[/b]      " + escape(shlex.join(["emdl", "denoise", "IMAGE", "--model", str(output)])))
+    lines.append("[b]Written[/b]   " + screen.escape(", ".join(facts["outputs"].values())))
+    lines.append("[b]Next[/b]      " + screen.escape(shlex.join(["emdl", "denoise", "IMAGE", "--model", str(output)])))
     screen.put_renderables(*lines)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from emdl.images.picture import upright
+from emdl.text import printable
 
 _WIDE = 12.0  # inches
 _MOST_SHOWN = 900  # pixels of a picture along its longer side
@@ -135,7 +136,7 @@ _SHOW = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "equal"}
 
 
 def _title(name, noisy, plan, removed):
-    name = name.replace("\n", " ")
+    name = printable(name)
     how = "estimated" if plan.estimated else "given"
     if plan.level == 0:
         return f"{name} ({noisy.description}): no noise found, nothing taken out"

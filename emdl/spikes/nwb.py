@@ -11,10 +11,12 @@ from emdl import storage
 from emdl.errors import EmdlError, FileFormatError, InputError
 from emdl.spikes import formats, quality
 from emdl.spikes.lazy import Stored, scaled
+from emdl.text import printable
 
 logger = logging.getLogger(__name__)
 
 
+_LONGEST_UNIT = 24  # letters
 _TIMES = 10_000  # time stamps looked at to find the sampling rate
 
 
@@ -51,7 +53,7 @@ def load(path, series=None):
     gain = float(data.attrs.get("conversion", 1.0)) * np.asarray(group.get("channel_conversion", 1.0))
     offset = float(data.attrs.get("offset", 0.0))
     volts = _text(data.attrs.get("unit", "volts")).lower() in ("volts", "volt", "v")
-    unit, factor = ("uV", 1e6) if volts else (_text(data.attrs["unit"]), 1.0)
+    unit, factor = ("uV", 1e6) if volts else (printable(_text(data.attrs["unit"]))[:_LONGEST_UNIT], 1.0)
     if data.ndim > 2 or data.dtype.kind not in "iuf":
         raise FileFormatError(f"{group.name} in {path.name} has shape {data.shape} of {data.dtype}; wanted two axes")
     values = scaled(stored.lazy(), factor * gain, factor * offset)

@@ -79,7 +79,8 @@ def _waveform(ax, model, k, unit_name):
         ax.plot(at, mean, color=colour(k), lw=1.3)
     ax.set_xticks(np.arange(len(channels)) * wide + s * step / 2, [f"ch {c}" for c in channels])
     ax.tick_params(axis="x", length=0)
-    ax.set_title(f"unit {k}: mean ± SD, {unit_name}; {s * step:.3g} ms per channel; grey: noise", loc="left", size=8)
+    title = f"unit {k}: mean ± SD, {unit_name}; {s * step:.3g} ms per channel; grey: noise"
+    ax.set_title(title, loc="left", size=8, parse_math=False)
 
 
 def _correlogram(ax, first, second, reach_ms, tint, *, rest_ms=None):
@@ -101,7 +102,7 @@ def _amplitudes(ax, beside, result, k, fitted):
     ax.plot(time[::every], size[::every], ".", color=colour(k), ms=2.2, alpha=0.6, mew=0, rasterized=True)
     ax.set_xlim(0, result.recording.n_samples / fs)
     ax.set_xlabel("time, s")
-    ax.set_title(f"amplitude, {result.recording.unit}", loc="left", size=8)
+    ax.set_title(f"amplitude, {result.recording.unit}", loc="left", size=8, parse_math=False)
     units = Units(*(getattr(model.units, name)[k : k + 1] for name in ("D", "mean", "spread", "rate")))
     height, v = np.abs(model.waveforms[k]).max() / units.mean[0], units.spread[0] ** 2
     least = height * (units.threshold[0] * v + units.mean[0]) / (1 + v)
@@ -193,7 +194,8 @@ def trace(result):
     size = float(f"{apart / 2:.0e}")
     place = below.get_yaxis_transform()
     below.plot([0.003] * 2, [base[-1, 0] - size / 2, base[-1, 0] + size / 2], color=_DARK, lw=2, transform=place)
-    below.text(0.007, base[-1, 0] - size / 2, f"{size:g} {recording.unit}", size=7, va="bottom", transform=place)
+    scale = f"{size:g} {recording.unit}"
+    below.text(0.007, base[-1, 0] - size / 2, scale, size=7, va="bottom", transform=place, parse_math=False)
     return picture
 
 
@@ -243,7 +245,7 @@ def noise(result):
     picture = Figure(figsize=(_WIDE, 2.1), layout="constrained")
     level, shape, spectrum = picture.subplots(1, 3)
     level.bar(np.arange(len(model.noise)), model.noise, color=_GREY, width=0.8)
-    level.set_title(f"SD of each channel in the pass band, {recording.unit}", loc="left", size=8)
+    level.set_title(f"SD of each channel in the pass band, {recording.unit}", loc="left", size=8, parse_math=False)
     level.set_xlabel("channel")
     level.xaxis.set_major_locator(MaxNLocator(integer=True))
     _residual(shape, result)

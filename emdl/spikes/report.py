@@ -6,11 +6,13 @@ import html
 import importlib.metadata
 import io
 import pathlib
+import warnings
 
 import numpy as np
 
 from emdl.errors import InputError
 from emdl.spikes import panels, quality, tables
+from emdl.text import printable
 
 SUFFIXES = (".html", ".htm", ".png")
 _DPI = 130
@@ -250,7 +252,9 @@ def _image(figure, name, more=""):
 
 def _png(figure):
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter of a name that the font lacks is drawn as a box
+        figure.savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 
 
@@ -275,13 +279,13 @@ def _title(text):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 0.5))
-    figure.text(0.01, 0.5, text, size=14, weight="bold", va="center", parse_math=False)
+    figure.text(0.01, 0.5, printable(text), size=14, weight="bold", va="center", parse_math=False)
     return _png(figure)
 
 
 def _text(value):
-    """Return text as HTML shows it, whatever is in it; what is no text of any file name stays out."""
-    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True)
+    """Return text as HTML shows it, whatever is in it."""
+    return html.escape(printable(value), quote=True)
 
 
 def _count(number, word):
