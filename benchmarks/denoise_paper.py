@@ -203,6 +203,7 @@ def run(cells, budget, data, folder, seconds=math.inf):
         if time.process_time() > seconds:
             print("the processor time given is spent; the same command goes on from here")
             return
+        began = time.process_time()
         one, told = train(photos, way, sigma, seed, tied, budget)
         one.save(folder / f"{name}.h5")
         small = {n: set12[n] for n in SHORT}
@@ -214,6 +215,7 @@ def run(cells, budget, data, folder, seconds=math.inf):
             "way": way, "sigma": sigma, "seed": seed, "tied": tied, "budget": asdict(budget),
             "held-out": score(one, held, sigma), "Set12": score(one, set12, sigma, budget.largest),
             "depth": depth, "non-zero": density(one, small, sigma), "scale": one.scale.tolist(), **told,
+            "processor": time.process_time() - began,
         }  # fmt: skip
         path.write_text(json.dumps(result, indent=1), encoding="utf-8")
         print(

@@ -33,6 +33,8 @@ def main(arguments=None):
     tables = {}
     for name in given.only:
         tables |= _claim(name, folder, quick=given.quick, compute=not given.draw)
+    if set(given.only) == set(CLAIMS):
+        tables["times"] = _times(folder, quick=given.quick)
     page = HERE.parent / "docs" / "paper.md"
     if not given.quick and given.out is None:
         page.write_text(fill(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
@@ -55,7 +57,8 @@ def _claim(name, folder, *, quick, compute):
     for number, cell in enumerate(left, 1):
         start = time.process_time()
         result = claim.run(**cell)
-        store.put(cell, result, time.process_time() - start)
+        took = time.process_time() - start
+        store.put(cell, result, result.pop("processor", took))
         each = (time.monotonic() - began) / number
         said = ", ".join(f"{key} {value}" for key, value in cell.items())
         print(f"{name}: {number} of {len(left)}, {each * (len(left) - number):.0f} s left ({said})", flush=True)
@@ -66,6 +69,23 @@ def _claim(name, folder, *, quick, compute):
     with matplotlib.rc_context(drawing.STYLE):
         claim.draw(rows, folder)
     return claim.tables(rows)
+
+
+def _times(folder, *, quick):
+    """Return a table of what each claim takes from nothing, by the seconds that are stored with its cells."""
+    from benchmarks.claims import drawing
+    from benchmarks.claims.store import Store
+
+    rows, total = [], 0.0
+    for name in CLAIMS:
+        claim = importlib.import_module(f"benchmarks.claims.{name}")
+        cells = claim.cells(quick)
+        store = Store(folder / f"{name}.json", claim.VERSION)
+        minutes = store.seconds(cells) / 60
+        rows.append([name, len(cells), len(store.select(cells)), f"{minutes:.1f}"])
+        total += minutes
+    rows.append(["all", *(sum(row[i] for row in rows) for i in (1, 2)), f"{total:.0f}"])
+    return drawing.table(["claim", "cells", "stored here", "processor minutes for all of them"], rows)
 
 
 def _possible(claim, name, cell):

@@ -44,7 +44,7 @@ class Network:
     grey: bool
     dask: str | None
     quiet: bool
-    unit = "step"
+    unit, pace = "step", ""
 
     def read(self, folder):
         """Return the photographs to learn from, those to judge by, and what to say of them."""

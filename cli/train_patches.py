@@ -7,6 +7,8 @@ import numpy as np
 
 from .train_photographs import train
 
+_PATIENCE = 4  # times as long as a report took, the next is due: reports take a fifth of the time
+
 
 def train_patches(folder, output, *, learn, **shown):
     """Learn a dictionary from the noisy photographs of a folder and write it, with a picture of its atoms.
@@ -35,7 +37,7 @@ class Dictionary:
     given: dict
     grey: bool
     levels: list
-    unit = "iteration"
+    unit, pace = "iteration", " or more often"
 
     def read(self, folder):
         """Return the photographs to learn from, those to judge by, and what to say of them."""
@@ -48,17 +50,19 @@ class Dictionary:
         """Return the dictionary."""
         from emdl.images import learn, report
 
-        began = told = time.monotonic()
+        began, due = time.monotonic(), 0.0
 
         def tell(now):
-            nonlocal told
-            if time.monotonic() - told >= every or now.iteration == now.max_iter:
+            nonlocal due
+            start = time.monotonic()
+            if start >= due or now.iteration == now.max_iter:
                 judged = self._judged(now.model, held_out)
                 measures = {"codes_per_patch": now.per_patch}
                 reached = report.Reached(now.iteration, time.monotonic() - began, measures, judged)
                 words = f"{now.per_patch:.2f} codes for a patch"
                 story.tell(now.iteration / now.max_iter, reached, words, now.model)
-                told = time.monotonic()
+                end = time.monotonic()
+                due = end + min(every, _PATIENCE * (end - start))
             pause()
 
         kept = {"checkpoint": checkpoint, "checkpoint_every": every, "resume": resume}

@@ -52,7 +52,7 @@ def run(way, sigma, seed, tied, steps=None):
     atoms = ShiftedEncoder.load(path.with_suffix(".h5")).D
     kept = ("Set12", "held-out", "depth", "non-zero", "budget")
     gabor = float(np.mean([one.share for one in fit_gabors(atoms)])) if seed == 0 else None
-    return {**{name: stored[name] for name in kept}, "gabor": gabor}
+    return {**{name: stored[name] for name in kept}, "gabor": gabor, "processor": stored.get("processor")}
 
 
 def tables(rows):

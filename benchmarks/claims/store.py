@@ -1,6 +1,7 @@
 """Cells that were computed, kept in a JSON file so that a run goes on where another stopped."""
 
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -25,13 +26,28 @@ class Store:
         return next((row["result"] for row in self.rows if row["cell"] == cell), None)
 
     def put(self, cell, result, seconds):
-        """Keep a result; the file is whole at every moment."""
-        self.rows.append({"cell": cell, "result": result, "seconds": round(seconds, 3)})
+        """Keep a result; the file is whole at every moment.
+
+        Parameters
+        ----------
+        cell, result : dict
+            What was computed.
+        seconds : float or None
+            Of the processor that it took; None if that is not known.
+        """
+        seconds = None if seconds is None else round(seconds, 3)
+        self.rows.append({"cell": cell, "result": result, "seconds": seconds})
         text = ",\n".join(json.dumps(row) for row in self.rows)
         handle, part = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(f'{{"version": {self.version}, "rows": [\n{text}\n]}}\n')
         os.replace(part, self.path)
+
+    def seconds(self, cells):
+        """Return the seconds of the processor that these cells take; those that were not timed count as the mean."""
+        asked = [row["seconds"] for cell in cells for row in self.rows if row["cell"] == cell]
+        known = [seconds for seconds in asked if seconds is not None]
+        return len(cells) * sum(known) / len(known) if known else math.nan
 
     def select(self, cells):
         """Return [(cell, result), ...] of those that are there."""

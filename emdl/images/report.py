@@ -128,6 +128,8 @@ def training_figure(model, reached, *, unit="step"):
         ax.set_ylabel(f"{MEASURES[name]} ({said})", size=8)
         ax.tick_params(labelsize=8, colors=_GREY)
     below.set(xlabel=unit, title="How it went")
+    for ax in (above, below):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     _dress(above), _dress(below)
     return page
 
