@@ -55,7 +55,7 @@ def train(folder, output, way, *, plot, checkpoint_every, resume, force, quiet, 
         if not quiet:
             screen.say(
                 f"{len(learned_from)} images to learn from, {len(held_out)} to judge by{said}; "
-                f"a report, the atoms and a checkpoint every {checkpoint_every:g} s"
+                f"a report, the atoms and a checkpoint every {checkpoint_every:g} s{way.pace}"
             )
         story = Story(outputs.get("png"), way.unit, quiet)
         try:
