@@ -240,13 +240,13 @@ def test_a_noise_level_given_wrong_is_learned_and_the_dictionary_with_it(simulat
 # What the message says
 
 
-@pytest.mark.parametrize(("last", "said"), [(1.11, True), (1.10, False), (0.5, False)])
+@pytest.mark.parametrize(("last", "said"), [(2.22, True), (2.20, False), (0.5, False)])
 def test_a_rise_of_more_than_a_tenth_is_told_with_its_cure(last, said):
-    run = SimpleNamespace(history={"objective": [5.0, last]}, lowest=1.0)
+    run = SimpleNamespace(history={"objective": [5.0, last]}, lowest=2.0)
     for m_step, cure in (("analytic", "n_atoms or repair"), ("decoder", "lower the learning rate")):
         notes = em._rise(SimpleNamespace(m_step=m_step), run)
         assert len(notes) == said
-        assert all(cure in note and "from 1 to 1.11" in note for note in notes)
+        assert all(cure in note and "from 2 to 2.22" in note for note in notes)
 
 
 def test_objectives_at_other_rates_or_noise_levels_are_not_compared():
@@ -277,7 +277,7 @@ def test_the_start_is_what_was_given_or_what_the_signals_suggest(simulated, near
     [
         ({"lmbd0": [1.0, 0.0]}, "wanted rates > 0"),
         ({"lmbd0": -1.0}, "lmbd0 is -1.0"),
-        ({"sigma": 1e-320}, "sigma"),
+        ({"sigma": 1e-320}, "sigma / max |y| is 0.0"),
         ({"D0": np.ones((2, 1, 9))}, "D0 has shape (2, 1, 9), wanted (2, 2, 9)"),
         ({"max_iter": 2.0}, "max_iter is 2.0"),
         ({"tol": -1.0}, "tol is -1.0"),
@@ -289,3 +289,33 @@ def test_a_start_that_makes_no_sense_is_refused(given, words, simulated):
     with pytest.raises(InputError) as caught:
         em_fit(1e10 * simulated.y, 2, SHAPE, **given)
     assert words in str(caught.value)
+
+
+# In the unit of the data
+
+
+def test_the_model_is_in_the_unit_of_the_data_as_the_callback_sees_it(simulated, near):
+    result, seen = followed(2000 * simulated.y, max_iter=3, learn_sigma=True, **near | {"sigma": 2000 * near["sigma"]})
+    np.testing.assert_array_equal(result.model.lmbd, seen[-1].lmbd)
+    assert result.model.sigma == seen[-1].sigma == pytest.approx(2000 * simulated.sigma, rel=0.3)
+    assert 1e-4 < result.model.lmbd.max() * result.model.sigma / 1000 < 0.01
+
+
+def test_weak_atoms_are_judged_at_the_penalty_of_their_codes(simulated, near, monkeypatch):
+    given = {}
+
+    def weak(D, codes, penalty, layout, data):
+        given.update(penalty=penalty, unit=abs(data.y).max())
+        return [1]
+
+    monkeypatch.setattr(em, "weak_atoms", weak)
+    result = em_fit(simulated.y, 2, SHAPE, max_iter=2, lmbd0=[20.0, 30.0], learn_lmbd=False, **near)
+    assert "explains little that others do not: atom 1;" in result.message
+    unit = given["unit"] / abs(simulated.y).max()
+    np.testing.assert_allclose(given["penalty"], np.array([20.0, 30.0]) * simulated.sigma**2 * unit)
+
+
+def test_atoms_that_only_rounding_makes_longer_than_one_have_a_change_of_none():
+    D = np.full((1, 1, 4), 0.5)
+    for sign in (1, -1):
+        assert em._change(D * (1 + 1e-9), sign * D) == 0

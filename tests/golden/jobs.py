@@ -308,7 +308,7 @@ JOBS = {
     "sort": (sort, _SPIKES | {"units": Close(0.02)}),
     "encode_spikes": (
         encode_spikes,
-        {"sums": Close(0.02)} | dict.fromkeys(("unit", "sample", "value", "shape", "peak", "fs"), Bits()),
+        {"sums": Close(0.1)} | dict.fromkeys(("unit", "sample", "value", "shape", "peak", "fs"), Bits()),
     ),
     "denoise": (denoise, {"by the command": Picture(0.01), "sigma": Close(1e-3), "in colour": Picture(0.01)}),
     "denoise_learn": (denoise_learn, {"by the command": Picture(0.1)}),
