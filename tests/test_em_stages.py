@@ -319,3 +319,20 @@ def test_atoms_that_only_rounding_makes_longer_than_one_have_a_change_of_none():
     D = np.full((1, 1, 4), 0.5)
     for sign in (1, -1):
         assert em._change(D * (1 + 1e-9), sign * D) == 0
+
+
+def test_a_gpu_without_arrays_on_it_is_refused_where_it_was_asked_for(simulated, near, monkeypatch):
+    """Where there is a GPU, here said to be: what was asked for is not silently done elsewhere; auto may be."""
+    asked = []
+
+    def choose(device):
+        asked.append(device)
+        return (np if device == "cpu" else itertools), "said to be there"
+
+    monkeypatch.setattr(em, "choose", choose)
+    options = {"max_iter": 1, **near}
+    with pytest.raises(InputError, match="y lies on the CPU and there is no client"):
+        em_fit(simulated.y, 2, SHAPE, device="cuda", **options)
+    for device in ("auto", "cpu"):
+        assert em_fit(simulated.y, 2, SHAPE, device=device, **options).n_iter == 1
+    assert asked == ["cuda", "auto", "cpu"]
