@@ -1,6 +1,5 @@
 """The commands and their help. What they do stands in a module each, loaded when it is asked for."""
 
-import io
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -36,7 +35,7 @@ class Task(StrEnum):
 
 def run(args=None):
     """Run the command line; see `emdl.cli.main`."""
-    _write_any_name()
+    screen.open_streams()
     try:
         with signals.raising():
             code = typer.main.get_command(app).main(args=args, prog_name="emdl", standalone_mode=False)
@@ -63,12 +62,6 @@ def run(args=None):
         message = f"not enough memory: {error}" if str(error) else "not enough memory"
     screen.say(f"error: {message}")
     return 2
-
-
-def _write_any_name():
-    """Let output hold what its encoding does not: a character that is not in it is written out."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _show_version(wanted: bool):

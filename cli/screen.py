@@ -1,6 +1,7 @@
 """What a person sees: notes and progress on standard error, results on standard output."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -13,6 +14,15 @@ import typer
 from emdl.text import printable
 
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+
+
+def open_streams():
+    """Make sure that there is somewhere to write to, and that every name can be written."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this; what is opened next would take its place
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
+        sys.stdout.reconfigure(errors="backslashreplace")  # a character that the encoding lacks is written out
 
 
 def say(text):

@@ -89,8 +89,10 @@ def replacing(path):
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
         _sync_folder(path.parent)
-    except EmdlError:
-        raise
+    except EmdlError as error:
+        if name not in str(error):
+            raise
+        raise type(error)(str(error).replace(name, str(path))) from error  # of a writer that replaces this file in turn
     except OSError as error:
         raise FileFormatError(
             f"cannot write {path}: {error.strerror or error}; what stood there is as it was"

@@ -4,6 +4,7 @@ A recording is kept as stored, (C, N), memory-mapped or read slice by slice wher
 file costs no memory before it is filtered.
 """
 
+import contextlib
 import logging
 import pathlib
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from emdl import storage
 from emdl.backend import array_module
-from emdl.errors import InputError, InputTypeError
+from emdl.errors import FileFormatError, InputError, InputTypeError
 from emdl.spikes import external, formats, geometry
 from emdl.spikes.lazy import Lazy, Stored, bridged, joined, take_channels
 from emdl.spikes.scales import FASTEST
@@ -185,7 +186,7 @@ def read(
     if layout not in (None, *LAYOUTS):
         raise InputError(f"layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
     size = path.stat().st_size if path.is_file() else 0
-    with storage.explained(path.name):
+    with _named(path.name), storage.explained(path.name):
         found = formats.load(
             path, suffix, key=key, series=series, dtype=dtype, n_channels=n_channels, fs=fs or default_fs
         )
@@ -199,6 +200,17 @@ def read(
         if probe is not None:
             whole = replace(whole, positions=geometry.read(pathlib.Path(probe), whole.n_channels))
         return _checked(_without_channels(whole, skip_channels), found.joints)
+
+
+@contextlib.contextmanager
+def _named(name):
+    """Put the name of the file before what is wrong with a part of it."""
+    try:
+        yield
+    except FileFormatError as error:
+        if name in str(error):
+            raise
+        raise FileFormatError(f"{name}: {error}") from error
 
 
 def from_object(recording, *, name="recording"):
