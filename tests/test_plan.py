@@ -236,3 +236,52 @@ def test_surveys_add_up():
     np.testing.assert_allclose(whole.sum[1], x[:, 1].sum(), rtol=1e-9)
     assert (whole.low[1], whole.high[1]) == (x[:, 1].min(), x[:, 1].max())
     assert both.strange == whole.strange == 1
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("shape", "atom_shape", "full"),
+    [((11, 50), 9, (11, 1, 50)), ((2000,), 9, (1, 1, 2000)), ((5, 20, 21), (4, 3), (5, 1, 20, 21))],
+)
+def test_parts_of_signals_in_short_form_have_the_full_form(shape, atom_shape, full):
+    y = np.random.default_rng(0).standard_normal(shape)
+    stride = 1 if isinstance(atom_shape, int) else (1, 1)
+    made = planned_in_parts(y, atom_shape=atom_shape, stride=stride)
+    assert made.data.shape == full
+    assert made.D_shape[1] == 1
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("given", "work"),
+    [("f2", "f4"), ("f4", "f4"), (">f4", "f4"), ("f8", "f8"), ("i2", "f8"), ("u1", "f8"), ("i8", "f8")],
+)
+def test_parts_are_worked_on_in_the_precision_of_whole_signals(given, work, y, monkeypatch):
+    signals = np.abs(50 * y).astype(given)
+    found = plan._work_dtype(signals)
+    assert found == work
+    assert planned_in_parts(signals).data.dtype == work
+    monkeypatch.setattr(parts, "WHOLE", 1 << 22)
+    assert planned(signals).data.y.dtype == work
+
+
+@pytest.mark.parametrize("kind", ["c8", "U3", "O", "M8[s]"])
+def test_what_is_no_real_number_has_no_precision(kind):
+    with pytest.raises(InputTypeError, match="wanted real numbers"):
+        plan._work_dtype(np.empty(3, kind))
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_dead_channel_beside_a_live_one_is_not_a_constant_signal(y):
+    y = -np.abs(y)
+    y[:, 1] = 0
+    assert planned_in_parts(y).unit == 2.0 ** round(math.log2(abs(y).max()))
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_was_opened_is_closed_if_there_is_nothing_to_learn(y, monkeypatch):
+    closed = []
+    monkeypatch.setattr(parts.Parts, "close", lambda self: closed.append(self))
+    with pytest.raises(InputError, match="constant"):
+        planned(np.ones(y.shape))
+    assert len(closed) == 1
