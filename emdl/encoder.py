@@ -10,7 +10,7 @@ from emdl import proximal
 from emdl._kernels import solver as kernels
 from emdl._kernels.clusters import gram_table
 from emdl._kernels.correlate import pack_atoms
-from emdl._kernels.patches import ROW, pack_patches
+from emdl._kernels.patches import ROW, STRIP, pack_groups, pack_patches
 from emdl.backend import (
     array_module,
     as_real,
@@ -228,6 +228,12 @@ def solve(y, D, penalty, stride, *, tol, max_iter=2000, positive=False, z0=None,
     return _Descent(y, D, penalty, stride, positive, z0, mask).run(tol, max_iter)
 
 
+def _padded(shape, dtype):
+    """Return zeros, with room behind for positions that are read together with the last one."""
+    size = math.prod(shape)
+    return np.zeros(size + STRIP, dtype)[:size].reshape(shape)
+
+
 class _Descent:
     """Coordinate descent on the active codes of all tiles of all signals (see `emdl._kernels.solver`)."""
 
@@ -243,9 +249,10 @@ class _Descent:
         weights = penalty if penalty.ndim == 1 else np.moveaxis(planes(penalty), 1, 3)
         self.weights = np.ascontiguousarray(weights, np.float64).reshape(-1, K) / self.unit
         self.by_position = penalty.ndim > 1
-        self.bank, self.norms = pack_atoms(self.D), (self.D.reshape(K, -1).astype(np.float64) ** 2).sum(axis=1)
+        self.norms = (self.D.reshape(K, -1).astype(np.float64) ** 2).sum(axis=1)
         pad = -w % ROW
-        self.r = np.zeros((n, C, H, W + pad), y.dtype)
+        self.r = _padded((n, C, H, W + pad), y.dtype)
+        self._pack(W + pad)
         self.atoms, self.patch = pack_patches(self.D, H, W + pad)
         self.gram = None if self.PH > 1 else np.zeros((0, 0, 0))
         if mask is None and self.PH == 1 and K * K * w <= _TABLE:
@@ -257,31 +264,46 @@ class _Descent:
         self._cut(h, w + pad)
         self._start(z0)
 
+    def _pack(self, width):
+        """Lay out the atoms for sweeps: on two axes over their penalties, unless those differ from code to code."""
+        K, C, h, w = self.D.shape
+        if self.PH == 1:
+            self.bank, self.taps, self.reach = pack_atoms(self.D), np.zeros(0, np.int64), 0.0
+            return
+        scale = np.ones(K) if self.by_position else 1 / self.weights[0]
+        self.bank = pack_groups(self.D, scale)
+        c, a, b = np.meshgrid(np.arange(C), np.arange(h), np.arange(w), indexing="ij")
+        self.taps = ((c * self.r.shape[2] + a) * width + b).ravel() if self.sw == 1 else STRIP * np.arange(C * h * w)
+        self.reach = float((np.sqrt(self.norms) * scale).max() / (self.weights.min() if self.by_position else 1))
+
     def _cut(self, h, w):
         """Choose cells, no shorter than an atom, and tiles of whole cells, small enough for the cache."""
         n, K, PH, PW = len(self.y), len(self.D), self.PH, self.PW
-        self.size = np.array([max(4, -(-h // self.sh)), max(8, -(-w // self.sw))])
-        down, across = -(-PH // int(self.size[0])), -(-PW // int(self.size[1]))
+        self.size = np.array([max(4, -(-h // self.sh)), -(-max(8, -(-w // self.sw)) // ROW) * ROW])
+        if PH == 1:
+            self.size[1] = max(8, -(-w // self.sw))
+        unit = int(self.size[1]) * (2 if PH > 1 and self.size[1] % STRIP else 1)
+        down, across = -(-PH // int(self.size[0])), -(-PW // unit)
         most = max(256, min(4096 if PH > 1 else 1024, 131072 // K))
         high = max(1, _ROWS // int(self.size[0])) if PH > 1 else 1
         n_rows = max(1, down // high)
         n_columns = max(1, min(across // (4 if PH == 1 else 1), round(PW * min(PH, high * int(self.size[0])) / most)))
         self.rows = np.minimum(np.arange(n_rows + 1) * down // n_rows * self.size[0], PH)
-        self.columns = np.minimum(np.arange(n_columns + 1) * across // n_columns * self.size[1], PW)
+        self.columns = np.minimum(np.arange(n_columns + 1) * across // n_columns * unit, PW)
         self.grid = (n, n_rows, n_columns)
-        self.cell = np.zeros((2, n * down * across if PH > 1 else 0), np.int64)
-        self.tension = np.zeros(n * down * across)
+        cells = n * down * -(-PW // int(self.size[1]))
+        self.cell, self.tension = np.zeros((2, cells if PH > 1 else 0), np.int64), np.zeros(cells)
         self.bh, self.bw = max(1, h // (2 * self.sh)), max(1, w // (2 * self.sw))
         wide = int(np.diff(self.columns).max())
         self.room = -(-int(np.diff(self.rows).max()) // self.bh) * -(-wide // self.bw)
         self.signal = np.arange(n * n_rows * n_columns) // (n_rows * n_columns)
-        self.low = max(1, most // wide)
+        self.most = wide + w + 3 if PH == 1 else self.bh * -(-wide // STRIP) * STRIP
 
     def _start(self, z0):
         """Give slots to the codes of `z0`."""
         tiles = math.prod(self.grid)
         self.count, self.begin = np.zeros(tiles, np.int64), np.zeros(tiles + 1, np.int64)
-        self.key, self.slot = np.zeros(0, np.int64), np.zeros((4, 0))
+        self.key, self.slot, self.spot = np.zeros(0, np.int64), np.zeros((4, 0)), np.zeros((0, 0), np.int32)
         if z0 is not None and z0.n_nonzero:
             self._fill(z0)
         self._make_room()
@@ -298,7 +320,7 @@ class _Descent:
             kernels.fill(
                 index, value.astype(np.float64), s, self.D, self.mask, self.weights, self.norms,
                 self.by_position, self.sh, self.sw, self.rows, self.columns, self.PH, self.PW,
-                self.begin, self.count, self.key, self.slot,
+                self.begin, self.count, self.key, self.slot, self.spot,
             )  # fmt: skip
 
         parallel_map(one, range(len(self.y)))
@@ -308,38 +330,44 @@ class _Descent:
         spare = self.room + (self.count if self.PH == 1 else 0)
         if self.begin[-1] and bool((self.begin[:-1] + self.count + spare <= self.begin[1:]).all()):
             return
-        more = self.count * (4 if self.PH == 1 else 1) // 2 + 4 * self.room + 32
+        more = self.count * (4 if self.PH == 1 else 1) // 2 + 8 * self.room + 32
         begin = np.concatenate([[0], np.cumsum(self.count + more)])
         key, slot = np.empty(begin[-1], np.int64), np.empty((4, begin[-1]))
+        spot = np.empty((3 if self.PH > 1 else 0, begin[-1]), np.int32)
         if self.begin[-1]:
-            kernels.move(self.begin, self.count, self.key, self.slot, begin, key, slot)
-        self.begin, self.key, self.slot = begin, key, slot
+            kernels.move(self.begin, self.count, self.key, self.slot, self.spot, begin, key, slot, spot)
+        self.begin, self.key, self.slot, self.spot = begin, key, slot, spot
 
     def run(self, tol, max_iter):
         """Sweep and descend until every signal has its certificate."""
         n, tiles = len(self.y), math.prod(self.grid)
         sums, enough, result = np.zeros((7, tiles)), np.zeros(n), np.zeros((8, n))
-        todo, flat, masks = np.zeros(tiles, np.int64), self.r.reshape(-1), self.mask.reshape(-1)
+        todo, masks = np.zeros(tiles, np.int64), self.mask.reshape(-1)
         self.peak = np.empty((n, self.PH, self.PW), self.dtype)
-        self.theta = self.r if self.PH == 1 else np.zeros_like(self.r)  # on one axis memory counts more
+        on_plane = self.PH > 1
+        self.theta = _padded(self.r.shape, self.dtype) if on_plane else self.r  # on one axis memory counts more
+        self.change = np.zeros((n if on_plane else 0, *self.r.shape[2:]), self.dtype)
+        groups = n * self.PH * -(-self.PW // STRIP) * -(-len(self.D) // 4)
+        self.bound = np.full(groups if on_plane else 0, 255, np.uint8)
         n_iter = 0
         helpers = n_threads() - 1 if self.r.size * self.bank.size // self.sh // self.sw > _SMALL else 0
         while True:
-            state = self._run_workers(helpers, todo, flat, masks, sums, enough, tol, max_iter - n_iter, result)
+            state = self._run_workers(helpers, todo, masks, sums, enough, tol, max_iter - n_iter, result)
             n_iter += int(state[1])
             if not state[5] or n_iter >= max_iter:
                 return self._solution(result[0], result[1], n_iter)
             self._make_room()
 
-    def _run_workers(self, helpers, todo, flat, masks, sums, enough, tol, max_iter, result):
+    def _run_workers(self, helpers, todo, masks, sums, enough, tol, max_iter, result):
         """Run a leader and its helpers until all signals are done or a tile is full; return the leader's state."""
         control, depth = np.zeros(8, np.int64), _DEPTH[1 if self.PH == 1 else 2]
         return parallel_map(
             lambda leader: kernels.work(
-                leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.atoms,
-                self.patch, self.gram, self.low, self.weights, self.by_position, self.sh, self.sw, self.rows,
-                self.columns, self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms, self.begin,
-                self.count, self.key, self.slot, self.cell, self.tension, self.r, self.theta, self.peak, flat, sums,
+                leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.taps,
+                self.atoms, self.patch, self.gram, self.most, self.weights, self.by_position, self.sh, self.sw,
+                self.rows, self.columns, self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms,
+                self.reach, self.begin, self.count, self.key, self.slot, self.spot, self.cell, self.tension, self.r,
+                self.theta, self.peak, self.change, self.bound, self.r.reshape(-1), self.theta.reshape(-1), sums,
                 enough, tol, max_iter, _ROUNDS, *depth, result,
             ),
             [True] + [False] * helpers,

@@ -21,13 +21,13 @@ from numba.extending import overload
 from emdl._kernels.atomic import fetch_add, give_way, load, store
 from emdl._kernels.clusters import MOST, join, settle, survey
 from emdl._kernels.compiler import OPTIONS, jit, part
-from emdl._kernels.correlate import correlate, tile_width
-from emdl._kernels.patches import add_patch, dot_patch
+from emdl._kernels.patches import add_patch, correlate_group, dot_patch
 
-NEAR, FALL = 0.9, 0.5  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
+NEAR, FALL = 0.9, 0.7  # idle codes get a slot above NEAR + FALL * (worst of the block - 1), all in units of the penalty
+ONE = 128  # steps of a bound on heights from 0 to 1; 255 is no bound
 INNER = 0.05  # violation left by the updates between two sweeps
 SETTLED = 0.2  # the same on one axis, over the tolerance
-EVERY, STEPS = 5, 10  # conjugate gradients: after so many rounds, so many steps
+EVERY, STEPS = 3, 5  # conjugate gradients: after so many rounds, so many steps
 SOLVED = 1e-10  # squared gradient over the first one at which they end
 HOPE, TRIES = 20, 3  # a gap at most so many times too large is tried to be closed by shrinking, so often
 
@@ -36,151 +36,290 @@ PATIENCE = 25  # sweeps without a better gap before a signal is given up
 
 
 @part
-def refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums):
-    """Write r = scale * y - D z at the samples that tile t owns, and ``sums[:, t] = ||r||^2, <y, r>, penalty``."""
+def refresh(
+    t, y, scale, mask, D, atoms, sh, sw, rows, columns, PW, begin, count, key, slot, spot, r, before, change, sums
+):  # fmt: skip
+    """Write r = scale * y - D z at the samples that tile t owns, and ``sums[:, t] = ||r||^2, <y, r>, penalty``.
+
+    On two axes `change` takes the squared difference to the residual of the last sweep, which is in `before`.
+    """
     K, C, h, w = D.shape
-    H, W = y.shape[2:]
     n_rows, n_columns = rows.size - 1, columns.size - 1
     s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
-    top, left = rows[gi] * sh, columns[gj] * sw
-    bottom = H if gi == n_rows - 1 else rows[gi + 1] * sh
-    right = W if gj == n_columns - 1 else columns[gj + 1] * sw
-    own = np.empty((C, bottom - top, right - left))
+    top, bottom, left, right = owned(t, y, sh, sw, rows, columns)
+    high, wide, padded = bottom - top + 2 * h - 2, right - left + w - 1 + (w + 7) // 8 * 8, (w + 7) // 8 * 8
+    own, patch = np.zeros((C, high, wide)), np.empty(C * h * padded // 8, np.int64)
+    for q in range(patch.size):
+        row = q // (padded // 8)
+        patch[q] = (row // h * high + row % h) * wide + q % (padded // 8) * 8
     for c in range(C):
         for i in range(bottom - top):
             for j in range(right - left):
-                own[c, i, j] = scale * np.float64(y[s, c, top + i, left + j])
-    penalty = 0.0
+                own[c, h - 1 + i, w - 1 + j] = scale * np.float64(y[s, c, top + i, left + j])
+    penalty, flat = 0.0, own.reshape(-1)
     for up in range(2):
         for back in range(2):
             if gi - up < 0 or gj - back < 0:
                 continue
             other = t - up * n_columns - back
             for m in range(begin[other], begin[other] + count[other]):
-                z, k, p = slot[0, m], key[m] % K, key[m] // K
-                i, j = p // PW * sh - top, p % PW * sw - left
+                z = slot[0, m]
+                if z == 0:
+                    continue
+                i, j, k = where(m, key, spot, K, PW)
+                i, j = i * sh - top + h - 1, j * sw - left + w - 1
                 if up + back == 0:
                     penalty += slot[1, m] * abs(z)
-                if i + h <= 0 or j + w <= 0:
-                    continue
-                a0, a1, b0, b1 = max(0, -i), min(h, bottom - top - i), max(0, -j), min(w, right - left - j)
-                for c in range(C):
-                    for a in range(a0, a1):
-                        for b in range(b0, b1):
-                            own[c, i + a, j + b] -= z * np.float64(D[k, c, a, b])
+                if i >= 0 and j >= 0:
+                    add_patch(flat, i * wide + j, patch, atoms, k * patch.size * 8, -z)
     energy, cross = 0.0, 0.0
     for c in range(C):
         for i in range(bottom - top):
+            if mask.size:
+                for j in range(right - left):
+                    own[c, h - 1 + i, w - 1 + j] *= mask[s, c, top + i, left + j]
             for j in range(right - left):
-                e = own[c, i, j]
-                if mask.size:
-                    e *= mask[s, c, top + i, left + j]
+                e = own[c, h - 1 + i, w - 1 + j]
                 energy += e * e
                 cross += e * scale * np.float64(y[s, c, top + i, left + j])
                 r[s, c, top + i, left + j] = e
+            if change.size:
+                note_change(c, r[s, c, top + i], before[s, c, top + i], left, right, change[s, top + i])
+                for j in range(left, right):
+                    before[s, c, top + i, j] = r[s, c, top + i, j]
     sums[0, t], sums[1, t], sums[2, t] = energy, cross, penalty
 
 
 @part
+def where(m, key, spot, K, PW):
+    """Return position and atom of slot m."""
+    if spot.size:
+        return np.int64(spot[0, m]), np.int64(spot[1, m]), np.int64(spot[2, m])
+    p = key[m] // K
+    return p // PW, p % PW, key[m] % K
+
+
+@part
+def owned(t, y, sh, sw, rows, columns):
+    """Return where the samples that tile t owns begin and end, down and across."""
+    n_rows, n_columns = rows.size - 1, columns.size - 1
+    gi, gj = t // n_columns % n_rows, t % n_columns
+    bottom = y.shape[2] if gi == n_rows - 1 else rows[gi + 1] * sh
+    right = y.shape[3] if gj == n_columns - 1 else columns[gj + 1] * sw
+    return rows[gi] * sh, bottom, columns[gj] * sw, right
+
+
+@part
+def note_change(c, new, old, left, right, change):
+    """Add the squared difference of two rows of samples, of channel c, to those of the channels before."""
+    for j in range(left, right):
+        square = (new[j] - old[j]) * (new[j] - old[j])
+        change[j] = square if c == 0 else change[j] + square
+
+
+@part
 def sweep(
-    t, r, only, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, low,
-    norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
+    t, x, only, n_signals, H, width, bank, taps, atoms, patch, D, mask, weights, by_position, norms, reach, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, peak, change, bound,
+    sums, c, high,
 ):  # fmt: skip
     """Write the largest |correlation| / penalty of tile t to ``sums[3, t]``; give slots to idle codes that violate.
 
-    `peak` takes the largest at each position. With `only` that is all, and the largest goes to ``sums[6, t]``.
+    `peak` takes the largest at each position where that is more than 1. With `only` that is all, the largest goes to
+    ``sums[6, t]``, and `x` may be another residual than that of the last sweep.
     """
-    K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
+    K, C, h, w = D.shape
+    n_rows, n_columns = rows.size - 1, columns.size - 1
     s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
-    filled = begin[t]
-    for m in range(begin[t], begin[t] + (0 if only else count[t])):
-        if slot[0, m] != 0:
-            key[filled] = key[m]
-            for f in range(4):
-                slot[f, filled] = slot[f, m]
-            filled += 1
-    top, active, held = 0.0, filled, np.empty(high.size, r.dtype)
-    for i in range(rows[gi], rows[gi + 1], size[0]):
-        for j in range(columns[gj], columns[gj + 1], size[1]):
-            if not only:
+    i0, i1, j0, j1 = rows[gi], rows[gi + 1], columns[gj], columns[gj + 1]
+    start, length, first = s * (x.size // n_signals), patch.size * 8, s * PH * PW if by_position else -1
+    strips, groups, per_row = (j1 - j0 + 15) // 16, (K + 3) // 4, (PW + 15) // 16
+    hidden, tops, top = np.zeros((i1 - i0) * strips * groups, np.uint64), np.empty(bh * strips * groups, x.dtype), 0.0
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            peak[s, i, j] = 0
+    if not only:
+        for i in range(i0, i1, size[0]):
+            for j in range(j0, j1, size[1]):
                 tension[cell_of(s, i, j, PH, PW, size)] = 0
-    first = s * PH * PW if by_position else -1
-    for i0 in range(rows[gi], rows[gi + 1], low):
-        i1, j0, j1 = min(i0 + low, rows[gi + 1]), columns[gj], columns[gj + 1]
-        width = tile_width(K, D.shape[3], sh, sw, j1 - j0)
-        n = (i1 - i0) * width
-        correlate(r[s], bank, K, D.shape[3], sh, sw, i0, i1, j0, j1, c)
-        held[:n] = 0
-        for m in range(begin[t], active):
-            k, i, j = key[m] % K, key[m] // K // PW, key[m] // K % PW
-            if i0 <= i < i1:
-                at = (i - i0) * width + j - j0
-                pull = np.float64(c[k, at]) / slot[1, m]
-                g = cell_of(s, i, j, PH, PW, size)
-                tension[g] = max(tension[g], abs(pull - (1 if slot[0, m] > 0 else -1)))
-                c[k, at] = 0
-                held[at] = max(held[at], r.dtype.type(pull if positive else abs(pull)))
-        for p in range(n):
-            high[p] = 0
-        for k in range(K):
-            row = c[k]
-            if by_position:
-                for i in range(i1 - i0):
-                    for j in range(j1 - j0):
-                        row[i * width + j] /= weights[first + (i0 + i) * PW + j0 + j, k]
-            scale = r.dtype.type(1 if by_position else 1 / weights[0, k])
-            for p in range(n):
-                value = row[p] * scale if positive else abs(row[p]) * scale
-                row[p] = value
-                high[p] = value if value > high[p] else high[p]
-        for i in range(i1 - i0):
-            for j in range(j1 - j0):
-                largest = max(high[i * width + j], held[i * width + j])
-                peak[s, i0 + i, j0 + j] = largest
-                top = max(top, np.float64(largest))
-        if only:
+    filled = begin[t]
+    for m in range(begin[t], begin[t] + count[t]):
+        i, j, k = np.int64(spot[0, m]), np.int64(spot[1, m]), np.int64(spot[2, m])
+        pull = np.float64(dot_patch(x, start + i * sh * width + j * sw, patch, atoms, k * length)) / slot[1, m]
+        height = pull if positive else abs(pull)
+        peak[s, i, j] = max(peak[s, i, j], x.dtype.type(height))
+        top = max(top, height)
+        if not only:
+            if slot[0, m] == 0 and height <= 1:
+                at = ((s * PH + i) * per_row + j // 16) * groups + k // 4
+                bound[at] = max(np.int64(bound[at]), level(height))
+                continue
+            g = cell_of(s, i, j, PH, PW, size)
+            tension[g] = max(tension[g], height - 1 if slot[0, m] == 0 else abs(pull - (1 if slot[0, m] > 0 else -1)))
+            if filled < m:
+                copy_slot(m, filled, key, slot, spot)
+            filled += 1
+        hidden[((i - i0) * strips + (j - j0) // 16) * groups + k // 4] |= one_bit(16 * (k % 4) + (j - j0) % 16)
+    tail = np.uint64(0)
+    for p in range(j1 - j0, 16 * strips):
+        for a in range(4):
+            tail |= one_bit(16 * a + p % 16)
+    near, window = np.empty((i1 - i0) * strips, np.int64), np.empty(taps.size * 16 if sw > 1 else 0, x.dtype)
+    patch_changes(change[s], i0, i1, j0, j1, h, w, sh, sw, reach, near)
+    for b0 in range(i0, i1, bh):
+        b1, best = min(b0 + bh, i1), 0.0
+        for i in range(b0, b1):
+            for strip in range(strips):
+                line, e = ((i - b0) * strips + strip) * 16, ((i - b0) * strips + strip) * groups
+                at = ((s * PH + i) * per_row + j0 // 16 + strip) * groups
+                for p in range(16):
+                    high[line + p] = 0
+                laid = sw == 1
+                for g in range(groups):
+                    most = np.int64(bound[at + g]) + near[(i - i0) * strips + strip]
+                    tops[e + g] = 0
+                    if most <= ONE:
+                        if not only:
+                            bound[at + g] = most
+                        continue
+                    if not laid:
+                        lay_out(x, start, C, h, w, H, width, i * sh, (j0 + 16 * strip) * sw, sw, window)
+                        laid = True
+                    hide = hidden[((i - i0) * strips + strip) * groups + g]
+                    if strip == strips - 1:
+                        hide |= tail
+                    to = line if first < 0 else high.size - 16
+                    if sw == 1:
+                        place = start + i * sh * width + j0 + 16 * strip
+                        value = correlate_group(
+                            x, place, taps, bank, 4 * g * taps.size, hide, positive, c, 64 * (e + g), high, to
+                        )
+                    else:
+                        value = correlate_group(
+                            window, 0, taps, bank, 4 * g * taps.size, hide, positive, c, 64 * (e + g), high, to
+                        )
+                    if first >= 0:
+                        value = x.dtype.type(0)
+                        for a in range(min(4, K - 4 * g)):
+                            for p in range(min(16, j1 - j0 - 16 * strip)):
+                                share = c[64 * (e + g) + 16 * a + p]
+                                share /= weights[first + i * PW + j0 + 16 * strip + p, 4 * g + a]
+                                c[64 * (e + g) + 16 * a + p] = share
+                                value, high[line + p] = max(value, share), max(high[line + p], share)
+                    tops[e + g] = value
+                    best = max(best, np.float64(value))
+                    if not only:
+                        bound[at + g] = level(value)
+        top = max(top, best)
+        if best > 1:
+            for i in range(b0, b1):
+                for j in range(j0, j1):
+                    peak[s, i, j] = max(peak[s, i, j], high[(i - b0) * strips * 16 + j - j0])
+        if only or not best > 1:
             continue
-        limits(i1 - i0, j1 - j0, width, bh, bw, high)
-        for k in range(K):
-            row = c[k]
-            for p0 in range(0, n, 64):
-                stop, hits = min(p0 + 64, n), 0
-                for p in range(p0, stop):
-                    hits += row[p] > high[p]
-                if hits == 0:
-                    continue
-                for p in range(p0, stop):
-                    if row[p] > high[p]:
-                        i, j = i0 + p // width, j0 + p % width
-                        g = cell_of(s, i, j, PH, PW, size)
-                        tension[g] = max(tension[g], row[p] - 1)
-                        if filled < begin[t + 1]:
-                            key[filled] = (i * PW + j) * K + k
-                            slot[0, filled] = 0
-                            set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, filled, slot)
-                            filled += 1
+        limits(b1 - b0, j1 - j0, strips * 16, bh, bw, high)
+        for i in range(b0, b1):
+            for strip in range(strips):
+                line, e, least = ((i - b0) * strips + strip) * 16, ((i - b0) * strips + strip) * groups, high[0]
+                least = high[line]
+                for p in range(16):
+                    least = min(least, high[line + p])
+                for g in range(groups):
+                    if not tops[e + g] > least:
+                        continue
+                    rest = 0.0
+                    for q in range(64):
+                        value = c[64 * (e + g) + q]
+                        if not value > high[line + q % 16] or filled == begin[t + 1]:
+                            rest = max(rest, np.float64(value))
+                            continue
+                        j, k = j0 + 16 * strip + q % 16, 4 * g + q // 16
+                        key[filled], slot[0, filled] = (i * PW + j) * K + k, 0
+                        spot[0, filled], spot[1, filled], spot[2, filled] = i, j, k
+                        set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, filled, slot)
+                        cell_here = cell_of(s, i, j, PH, PW, size)
+                        tension[cell_here] = max(tension[cell_here], np.float64(value) - 1)
+                        filled += 1
+                    bound[((s * PH + i) * per_row + j0 // 16 + strip) * groups + g] = level(rest)
     if only:
         sums[6, t] = top
         return
     count[t] = filled - begin[t]
     sums[3, t] = top
-    sort_slots(
-        s, rows[gi], rows[gi + 1], columns[gj], columns[gj + 1], begin[t], filled, K, PH, PW, size, key, slot, cell
-    )
+    sort_slots(s, i0, i1, j0, j1, begin[t], filled, PH, PW, size, key, slot, spot, cell)
 
 
 @part
-def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, theta, sums):
+def one_bit(q):
+    return np.uint64(1) << np.uint64(q)
+
+
+@part
+def level(height):
+    """Return a bound on heights, in steps of 1 / ONE, that is no less than `height`."""
+    return np.int64(min(np.ceil(ONE * np.float64(height)), 255.0))
+
+
+@part
+def patch_changes(change, i0, i1, j0, j1, h, w, sh, sw, reach, near):
+    """Write by how much heights may have changed at most, in steps, for each 16 positions of a tile."""
+    strips = (j1 - j0 + 15) // 16
+    line, total = np.empty((j1 - j0 - 1) * sw + w, change.dtype), np.empty(j1 - j0, change.dtype)
+    for i in range(i0, i1):
+        line[:] = 0
+        for a in range(h):
+            row = change[i * sh + a, j0 * sw :]
+            for q in range(line.size):
+                line[q] += row[q]
+        total[:] = 0
+        for b in range(w):
+            if sw == 1:
+                part_of = line[b:]
+                for p in range(total.size):
+                    total[p] += part_of[p]
+            else:
+                for p in range(total.size):
+                    total[p] += line[p * sw + b]
+        for strip in range(strips):
+            largest = total[16 * strip]
+            for p in range(16 * strip, min(16 * strip + 16, total.size)):
+                largest = max(largest, total[p])
+            step = np.sqrt(np.float64(largest)) * reach * (1 + 1e-4)
+            near[(i - i0) * strips + strip] = level(step)
+
+
+@part
+def lay_out(x, start, C, h, w, H, width, i, j, sw, window):
+    """Lay out the samples below 16 positions that are more than a sample apart: 16 numbers for each tap."""
+    q = 0
+    for c in range(C):
+        for a in range(h):
+            for b in range(w):
+                at = start + (c * H + i + a) * width
+                for p in range(16):
+                    column = j + p * sw + b
+                    window[q + p] = x[at + column] if column < width else 0
+                q += 16
+
+
+@part
+def copy_slot(m, to, key, slot, spot):
+    """Copy slot m to another place."""
+    key[to] = key[m]
+    for f in range(4):
+        slot[f, to] = slot[f, m]
+    for f in range(spot.shape[0]):
+        spot[f, to] = spot[f, m]
+
+
+@part
+def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, theta, change, sums):
     """Divide the residual that tile t owns by the largest |correlation| / penalty > 1 of the codes above each sample.
 
     The result, in `theta`, comes from `theta` itself when this is done `again`; ``sums[4:6, t] = <y, theta>, energy``.
     """
-    C, H, W = y.shape[1:]
-    n_rows, n_columns = rows.size - 1, columns.size - 1
-    s, gi, gj = t // (n_rows * n_columns), t // n_columns % n_rows, t % n_columns
-    top, left = rows[gi] * sh, columns[gj] * sw
-    bottom = H if gi == n_rows - 1 else rows[gi + 1] * sh
-    right = W if gj == n_columns - 1 else columns[gj + 1] * sw
+    C, s = y.shape[1], t // ((rows.size - 1) * (columns.size - 1))
+    top, bottom, left, right = owned(t, y, sh, sw, rows, columns)
     up, line = np.ones((bottom - top, right - left), r.dtype), np.ones(right - left, r.dtype)
     for i in range(max(0, (top - h + sh) // sh), min(PH, (bottom - 1) // sh + 1)):
         line[:] = 1
@@ -201,6 +340,8 @@ def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, the
                 theta[s, c, top + a, left + e] = value
                 energy += np.float64(value) * np.float64(value)
                 cross += np.float64(value) * scale * np.float64(y[s, c, top + a, left + e])
+            if change.size:
+                note_change(c, theta[s, c, top + a], r[s, c, top + a], left, right, change[s, top + a])
     sums[4, t], sums[5, t] = cross, energy
 
 
@@ -212,29 +353,30 @@ def cell_of(s, i, j, PH, PW, size):
 
 
 @part
-def sort_slots(s, i0, i1, j0, j1, start, stop, K, PH, PW, size, key, slot, cell):
+def sort_slots(s, i0, i1, j0, j1, start, stop, PH, PW, size, key, slot, spot, cell):
     """Sort the slots of a tile by cell."""
-    old_key, old_slot = key[start:stop].copy(), slot[:, start:stop].copy()
+    old_key, old_slot, old_spot = key[start:stop].copy(), slot[:, start:stop].copy(), spot[:, start:stop].copy()
+    home = np.empty(stop - start, np.int64)
     for i in range(i0, i1, size[0]):
         for j in range(j0, j1, size[1]):
             cell[1, cell_of(s, i, j, PH, PW, size)] = 0
-    for q in range(stop - start):
-        p = old_key[q] // K
-        cell[1, cell_of(s, p // PW, p % PW, PH, PW, size)] += 1
+    for q in range(home.size):
+        home[q] = cell_of(s, np.int64(old_spot[0, q]), np.int64(old_spot[1, q]), PH, PW, size)
+        cell[1, home[q]] += 1
     at = start
     for i in range(i0, i1, size[0]):
         for j in range(j0, j1, size[1]):
             g = cell_of(s, i, j, PH, PW, size)
             at += cell[1, g]
             cell[0, g] = cell[1, g] = at - cell[1, g]
-    for q in range(stop - start):
-        p = old_key[q] // K
-        g = cell_of(s, p // PW, p % PW, PH, PW, size)
-        m = cell[1, g]
+    for q in range(home.size):
+        m = cell[1, home[q]]
         key[m] = old_key[q]
         for f in range(4):
             slot[f, m] = old_slot[f, q]
-        cell[1, g] = m + 1
+        for f in range(3):
+            spot[f, m] = old_spot[f, q]
+        cell[1, home[q]] = m + 1
 
 
 @part
@@ -248,7 +390,7 @@ def limits(rows, columns, width, bh, bw, high):
                     best = max(best, np.float64(high[i * width + j]))
             for i in range(bi, min(bi + bh, rows)):
                 for j in range(bj, min(bj + bw, columns)):
-                    high[i * width + j] = NEAR + FALL * (best - 1)
+                    high[i * width + j] = NEAR + FALL * (best - 1) if best > 1 else np.inf
     for i in range(rows):
         for j in range(columns, width):
             high[i * width + j] = np.inf
@@ -270,7 +412,9 @@ def set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, m, slot):
 
 
 @jit
-def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, columns, PH, PW, begin, count, key, slot):
+def fill(
+    index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, columns, PH, PW, begin, count, key, slot, spot
+):
     """Put the codes of signal s into the slots of its tiles; with begin[-1] == 0 only count them."""
     K, n_rows, n_columns = D.shape[0], rows.size - 1, columns.size - 1
     for q in range(index.size):
@@ -284,6 +428,8 @@ def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, co
         if begin[-1] > 0:
             m = begin[t] + count[t]
             key[m], slot[0, m] = index[q], value[q]
+            if spot.size:
+                spot[0, m], spot[1, m], spot[2, m] = i, j, index[q] % K
             set_slot(
                 D, mask, weights, norms, s, s * PH * PW if by_position else -1, i, j, sh, sw, PW, index[q] % K, m, slot
             )
@@ -292,8 +438,8 @@ def fill(index, value, s, D, mask, weights, norms, by_position, sh, sw, rows, co
 
 @part
 def descend(
-    s, i0, i1, j0, j1, r, corner, atoms, patch, mask, K, sh, sw, width, PH, PW, size, positive, passes, turns, enough,
-    key, slot, cell, tension,
+    s, i0, i1, j0, j1, r, corner, atoms, patch, mask, sh, sw, width, PH, PW, size, positive, passes, turns, enough,
+    slot, spot, cell, tension,
 ):  # fmt: skip
     """Update the codes of those cells of a tile whose tension is more than `enough`, each exactly and in turn."""
     length = patch.size * 8
@@ -312,17 +458,16 @@ def descend(
                         old = slot[0, m]
                         if old == 0 and turn > 0:
                             continue
-                        k, p = key[m] % K, key[m] // K
-                        at = corner + p // PW * sh * width + p % PW * sw
-                        inverse = slot[3, m]
-                        u = old + np.float64(dot_patch(r, at, patch, atoms, k * length)) * inverse
+                        at = corner + np.int64(spot[0, m]) * sh * width + np.int64(spot[1, m]) * sw
+                        atom, inverse = np.int64(spot[2, m]) * length, slot[3, m]
+                        u = old + np.float64(dot_patch(r, at, patch, atoms, atom)) * inverse
                         new = max(abs(u) - slot[1, m] * inverse, 0.0)
                         if u < 0:
                             new = 0.0 if positive else -new
                         step = r.dtype.type(new - old)
                         if step != 0:
                             slot[0, m] = old + np.float64(step) if new != 0 else 0.0
-                            add_patch(r, at, patch, atoms, k * length, -step)
+                            add_patch(r, at, patch, atoms, atom, -step)
                             if mask.size:
                                 for row in patch:
                                     for lane in range(8):
@@ -345,29 +490,29 @@ def descend(
 
 
 def _act_on_plane(
-    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
-    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
-    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+    what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
+    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
-    n_columns, x = columns.size - 1, r if what == 1 else theta
+    n_columns, x = columns.size - 1, flat if what == 1 else shrunk
     i, j = t // n_columns % (rows.size - 1), t % n_columns
     if what == 2:
         descend(
             s, rows[i], rows[i + 1], columns[j], columns[j + 1], flat, s * (flat.size // r.shape[0]), atoms, patch,
-            masks, D.shape[0], sh, sw, r.shape[3], PH, PW, size, positive, passes, turns, enough[s], key, slot, cell,
-            tension,
+            masks, sh, sw, r.shape[3], PH, PW, size, positive, passes, turns, enough[s], slot, spot, cell, tension,
         )  # fmt: skip
     else:
         sweep(
-            t, x, what == 4, bank, D, mask, weights, by_position, sh, sw, rows, columns, PH, PW, size, positive, bh, bw,
-            low, norms, begin, count, key, slot, cell, tension, peak, sums, c, high,
+            t, x, what == 4, r.shape[0], r.shape[2], r.shape[3], bank, taps, atoms, patch, D, mask, weights,
+            by_position, norms, reach, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot,
+            spot, cell, tension, peak, change, bound, sums, c.reshape(-1), high,
         )  # fmt: skip
 
 
 def _act_on_line(
-    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
-    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
-    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+    what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
+    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
     j, start, x = t % (columns.size - 1), s * (flat.size // r.shape[0]), r if what == 1 else theta
     if what != 2:
@@ -398,31 +543,25 @@ def act(*arguments):
 
 @overload(act, jit_options=OPTIONS)
 def _choose(
-    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
-    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
-    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+    what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
+    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
     return _act_on_plane if isinstance(gram, types.NoneType) else _act_on_line
 
 
 @jit
 def work(
-    leader, control, todo, y, scale, mask, masks, D, bank, atoms, patch, gram, low, weights, by_position, sh, sw,
-    rows, columns, PH, PW, size, positive, bh, bw, norms, begin, count, key, slot, cell, tension,
-    r, theta, peak, flat, sums, enough, tol, max_iter, rounds, passes, turns, result,
+    leader, control, todo, y, scale, mask, masks, D, bank, taps, atoms, patch, gram, most, weights, by_position, sh, sw,
+    rows, columns, PH, PW, size, positive, bh, bw, norms, reach, begin, count, key, slot, spot, cell, tension,
+    r, theta, peak, change, bound, flat, shrunk, sums, enough, tol, max_iter, rounds, passes, turns, result,
 ):  # fmt: skip
     """Minimise: the leader decides what comes next, and all workers take tiles from its list until it is done.
 
     ``control`` holds the ticket counter, the number of finished tiles and what to do.
     """
     K = D.shape[0]
-    high_rows, wide = 0, 0
-    for i in range(rows.size - 1):
-        high_rows = max(high_rows, rows[i + 1] - rows[i])
-    for j in range(columns.size - 1):
-        wide = max(wide, columns[j + 1] - columns[j])
-    most = min(low, high_rows) * tile_width(K, D.shape[3], sh, sw, wide)
-    c, high = np.empty((bank.shape[0], most), r.dtype), np.empty(most, r.dtype)
+    c, high = np.empty(((K + 3) // 4 * 4, most), r.dtype), np.empty(most + 16, r.dtype)
     state, room = np.zeros(8, np.int64), np.empty(2 * MOST * (MOST + 3))
     state[0] = -1
     n = 0
@@ -451,13 +590,15 @@ def work(
                 max_iter,
                 rounds,
                 result,
+                r,
+                theta,
             )
             if state[0] == 2 and state[2] != turn and state[2] % EVERY == 0:
                 for s in range(result.shape[1]):
                     if not result[2, s]:
                         conjugate(
-                            s, STEPS, flat, atoms, patch, masks, sh, sw, r.shape[3], PW, K, per_signal,
-                            y.shape[0], enough, begin, count, key, slot, tension,
+                            s, STEPS, flat, atoms, patch, masks, K, sh, sw, r.shape[3], PW, per_signal, y.shape[0],
+                            enough, begin, count, key, slot, spot, tension,
                         )  # fmt: skip
             turn = state[2]
             control[3], control[4], control[5] = state[0], state[6], 4 * state[2] + state[3]
@@ -480,17 +621,21 @@ def work(
             t, what = todo[place], control[3]
             s = t // ((rows.size - 1) * (columns.size - 1))
             if what == 0:
-                refresh(t, y, scale, mask, D, sh, sw, rows, columns, PW, begin, count, key, slot, r, sums)
+                refresh(
+                    t, y, scale, mask, D, atoms, sh, sw, rows, columns, PW, begin, count, key, slot, spot, r, theta,
+                    change, sums,
+                )  # fmt: skip
             elif what == 3:
                 shrink(
                     t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, peak, theta,
-                    sums,
+                    change, sums,
                 )  # fmt: skip
             else:
                 act(
-                    what, t, s, control, D, bank, atoms, patch, gram, low, mask, masks, weights, by_position, norms,
-                    sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, cell, tension,
-                    r, theta, peak, flat, sums, enough, tol, passes, turns, c, high, room,
+                    what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms,
+                    reach, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell,
+                    tension, r, theta, peak, change, bound, flat, shrunk, sums, enough, tol, passes, turns, c, high,
+                    room,
                 )  # fmt: skip
             fetch_add(control, 1, 1)
         if total == 0:
@@ -506,8 +651,8 @@ def work(
 
 @part
 def conjugate(
-    s, steps, flat, atoms, patch, masks, sh, sw, width, PW, K, per_signal, n_signals,
-    enough, begin, count, key, slot, tension,
+    s, steps, flat, atoms, patch, masks, K, sh, sw, width, PW, per_signal, n_signals, enough, begin, count, key, slot,
+    spot, tension,
 ):  # fmt: skip
     """Minimise over the codes of signal s that are not zero, signs held, by conjugate gradients; keep what is lower."""
     cells, tense = tension.size // n_signals, 0
@@ -517,26 +662,26 @@ def conjugate(
         return
     t0, t1, size, length = s * per_signal, (s + 1) * per_signal, flat.size // n_signals, patch.size * 8
     start, n = s * size, 0
-    which, place = np.empty(0, np.int64), np.empty(0, np.int64)
+    which, place, atom = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     for fill in range(2):
         n = 0
         for t in range(t0, t1):
             for m in range(begin[t], begin[t] + count[t]):
                 if slot[0, m] != 0:
                     if fill:
-                        p = key[m] // K
-                        which[n], place[n] = m, start + p // PW * sh * width + p % PW * sw
+                        i, j, atom[n] = where(m, key, spot, K, PW)
+                        which[n], place[n] = m, start + i * sh * width + j * sw
                     n += 1
         if not fill:
-            which, place = np.empty(n, np.int64), np.empty(n, np.int64)
-    old, g, d, sign, atom = np.empty(n), np.empty(n), np.zeros(n), np.empty(n), np.empty(n, np.int64)
+            which, place, atom = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    old, g, d, sign = np.empty(n), np.empty(n), np.zeros(n), np.empty(n)
     r, image = flat[start : start + size], np.empty(size, flat.dtype)
     kept, before = r.copy(), 0.0
     for e in range(size):
         before += 0.5 * np.float64(r[e]) ** 2
     for q in range(n):
         old[q] = slot[0, which[q]]
-        atom[q] = key[which[q]] % K * length
+        atom[q] *= length
         sign[q] = slot[1, which[q]] if old[q] > 0 else -slot[1, which[q]]
         before += abs(old[q]) * slot[1, which[q]]
     last, first = 0.0, 0.0
@@ -591,7 +736,7 @@ def conjugate(
 @part
 def plan(
     state, todo, n_rows, n_columns, begin, count, sums, PH, PW, size, rows, columns, tension, enough,
-    tol, max_iter, rounds, result,
+    tol, max_iter, rounds, result, r, theta,
 ):  # fmt: skip
     """Write the tiles to work on next to `todo` and return their number, 0 at the end.
 
@@ -628,6 +773,8 @@ def plan(
         for q in range(left):
             t = todo[q]
             state[5] |= PH > 1 and begin[t] + count[t] == begin[t + 1]
+            if PH > 1 and state[0] == 4 and t % per_signal == 0:
+                theta[t // per_signal] = r[t // per_signal]  # the residual of the last sweep
         for s in range(enough.size):
             if PH == 1:
                 enough[s] = max(0.3 * enough[s], 0.01 * tol) if enough[s] > 0 else SETTLED * tol
@@ -740,7 +887,7 @@ def certify(per_signal, sums, tol, again, result):
 
 
 @jit
-def move(begin, count, key, slot, new_begin, new_key, new_slot):
+def move(begin, count, key, slot, spot, new_begin, new_key, new_slot, new_spot):
     """Copy the slots of all tiles to new places."""
     for t in range(count.size):
         shift = new_begin[t] - begin[t]
@@ -748,3 +895,5 @@ def move(begin, count, key, slot, new_begin, new_key, new_slot):
             new_key[m + shift] = key[m]
             for f in range(4):
                 new_slot[f, m + shift] = slot[f, m]
+            for f in range(spot.shape[0]):
+                new_spot[f, m + shift] = spot[f, m]
