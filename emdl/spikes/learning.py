@@ -243,7 +243,7 @@ def _learn(task, max_iter, callback, began, keeper):
     _iterate(_stages(task, course.n_events), course, max_iter, callback, began, keeper)
     units, n_found, said = course.units, len(course.units), [course.ended]
     if n_found:
-        units, n_found, notes = trust.review(task.x, units, task.scale)
+        units, n_found, notes = trust.review(task.x, units, task.scale, task.whitening.density)
         said += notes
     return course, units, n_found, said
 
@@ -270,7 +270,7 @@ def _learn_probe(task, max_iter, callback, began, keeper, positions):
         own, units, _, _ = _learn(part, max_iter, count, began, kept.Checkpoint(None, {}, kind="spikes.fit"))
         core = np.flatnonzero(probes.in_core(units, n_core)) if len(units) else np.zeros(0, int)
         if len(core):
-            events, left = decision.decide(part.x, units, task.scale.unit, xp=task.xp)
+            events, left = decision.decide(part.x, units, task.scale.unit, density=task.whitening.density, xp=task.xp)
             found = probes.spread_out(
                 task.x, left, events, units, core, channels, around, task.scale, task.whitening.density, part.rng
             )
@@ -283,7 +283,7 @@ def _learn_probe(task, max_iter, callback, began, keeper, positions):
     _join_neighbourhoods(task, course, around, len(near) * max_iter, passes, callback, began)
     if len(course.units) == 0:
         return course, course.units, 0, [course.ended]
-    units, n_found, notes = trust.review(task.x, course.units, task.scale)
+    units, n_found, notes = trust.review(task.x, course.units, task.scale, task.whitening.density)
     return course, units, n_found, [course.ended, *notes]
 
 

@@ -27,10 +27,12 @@ from emdl.spikes.kernels import LEAST, LOGIT, MEAN, PRODUCT, VARIANCE, best_of, 
 _PASSES = 2  # times that spikes are looked through, the second time near those that changed
 _MORE = 1.0  # standard deviations of the energy of noise, above which something is left over
 _WINDOW = (0.5, 2.0)  # duration units of a waveform in which that is looked for
-_SKIPPED = 0.5  # of the least product of a unit; one whose products do not come to that is in no pair
+_SKIPPED = 0.8  # of the least product of a unit; one whose products do not come to that is in no pair
+_PROMISE = 0.7  # of what one spike explains, that two must explain, each on its own and added up
 _STEP = 2  # samples between places tried for the first spike of a pair
 _FAIR = 0.8  # of the best value at whole samples, above which a pair of units is tried at parts of a sample
 _MOVES = 25  # by a part of a sample, at most, on the way to the best places
+_FELT = 1.0  # standard deviations of the noise, that a spike must add to the product of another to be tried with it
 _BESIDE = 6  # spikes on either side that are looked at for one that is near
 
 
@@ -179,27 +181,38 @@ def refined(P, known, gram, seat, k, t, j, t2, low, high):
 
 
 @part
+def likelihood(u, mean, variance):
+    """Return the log odds that a spike of a unit is there, but for the prior, from its product."""
+    return 0.5 * u * u - 0.5 * (u - mean) ** 2 / (1 + variance) - 0.5 * math.log(1 + variance)
+
+
+@part
 def best_pair(P, known, gram, friends, seat, kind, low, high):
     """Return odds, units, places that count parts of a sample, and amplitudes of the best pair at [low, high]."""
     M = friends.shape[1]
-    label, m = np.empty(M, np.int64), 0
+    label, explained, m = np.empty(M, np.int64), np.empty(M), 0
     for k in friends[kind]:
-        if k >= 0 and P[k, low : high + 1].max() > np.float32(_SKIPPED) * known[k, PRODUCT]:
-            label[m], m = k, m + 1
+        if k < 0:
+            break
+        u = P[k, low : high + 1].max()
+        if u > np.float32(_SKIPPED) * known[k, PRODUCT]:
+            label[m], explained[m] = k, likelihood(u, known[k, MEAN], known[k, VARIANCE])
+            m += 1
+    least = _PROMISE * explained[:m].max() if m > 1 else 0.0
     value, place = np.zeros((m, m), np.float32), np.zeros((m, m, 2), np.int64)
     row = np.empty(high - low + 1, np.float32)
     for i in range(m):
         for i2 in range(i):
-            value[i, i2], place[i, i2, 0], place[i, i2, 1] = whole_samples(
-                P, known, gram, seat, label[i], label[i2], low, high, row
-            )
             k, j = label[i], label[i2]
+            if explained[i] + explained[i2] < least:
+                continue
+            value[i, i2], place[i, i2, 0], place[i, i2, 1] = whole_samples(P, known, gram, seat, k, j, low, high, row)
             value[i, i2] -= known[k, MEAN] ** 2 / known[k, VARIANCE] + known[j, MEAN] ** 2 / known[j, VARIANCE]
     top, out = -1e30, (-1e30, 0, 0, 0, 0, 0.0, 0.0)
-    least = np.float32(_FAIR) * value.max() if m > 1 else np.float32(0)
+    fair = np.float32(_FAIR) * value.max() if m > 1 else np.float32(0)
     for i in range(m):
         for i2 in range(i):
-            if value[i, i2] > 0 and value[i, i2] >= least:
+            if value[i, i2] > 0 and value[i, i2] >= fair:
                 k, j = label[i], label[i2]
                 odds, x, y, a1, a2 = refined(P, known, gram, seat, k, place[i, i2, 0], j, place[i, i2, 1], low, high)
                 if odds > top:
@@ -293,7 +306,10 @@ def another_pair(P, known, gram, friends, seat, spikes, i, n, apart, fresh):
     time, unit, shift, amplitude, _odds = spikes
     F, k, x, last = gram.shape[1], unit[i], time[i] * gram.shape[1] + shift[i], P.shape[1] - 2
     for j in range(max(0, i - _BESIDE), min(n, i + _BESIDE + 1)):
-        if j == i or amplitude[j] == 0 or abs(time[j] - time[i]) > apart or seat[k, unit[j]] < 0:
+        if j == i or amplitude[j] == 0 or abs(time[j] - time[i]) > apart:
+            continue
+        shared = cross(gram, seat, k, time[i], shift[i], unit[j], time[j], shift[j])
+        if abs(shared) * max(amplitude[i], amplitude[j]) < _FELT:
             continue
         shift_products(P, gram, friends, unit[j], shift[j], time[j], amplitude[j])
         was = odds_of_pair(P, known, gram, seat, k, x, unit[j], time[j] * F + shift[j])[0]

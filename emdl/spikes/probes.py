@@ -150,7 +150,7 @@ def step(x, units, around, scale, density, rng, xp=np, *, opened=True):
     xp : module
         As in `decision.decide`.
     opened : bool
-        Whether units may be split.
+        Whether units may be split; then spikes on top of each other are not looked for.
 
     Returns
     -------
@@ -159,7 +159,8 @@ def step(x, units, around, scale, density, rng, xp=np, *, opened=True):
     events : Events
     residual : ndarray (C, N)
     """
-    events, residual = decision.decide(x, units, scale.unit, xp=xp)
+    # While units are missing pairs of others would stand for them, and be looked for at almost every spike.
+    events, residual = decision.decide(x, units, scale.unit, density=None if opened else density, xp=xp)
     inside = update.inside(events, x.shape[1], scale.length, 8)
     chosen = chosen_spikes(inside, units, scale, rng)
     rows, spikes = [], []

@@ -11,8 +11,13 @@ an amplitude a ~ N(mu_j, s_j^2) and the cosines C of the templates at their best
 and the largest of the log odds (S1) says what would be taken.
 
 **Expected false alarms.** Those of the noise, by the rate at which it crosses the threshold upwards (Rice), or the
-crossings counted in the residual turned upside down, whichever is more; and the spikes of other units that are taken
-for this one.
+crossings counted in the residual turned upside down, or those of neurons too far away to be units, whichever is more;
+and the spikes of other units that are taken for this one. Far neurons are many and small, and events are the rarer the
+larger they are; so are those that fall short of the unit: of log odds M against the next best explanation, between -8
+and 0. Their number falls as exp(-b M), and goes on falling beyond 0, where they are taken for its spikes: by how it
+falls from [-8, -5) to [-5, -2), these are as many as
+
+.. math:: n_{[-5, -2)} / (q^{-5/3} - q^{-2/3}), \quad q = n_{[-5, -2)} / n_{[-8, -5)} = e^{-3 b}.               (S5)
 
 The contamination solves
 
@@ -33,9 +38,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 import scipy.optimize
+import scipy.signal
 import scipy.special
 
-from emdl.spikes import decision, tables, trust
+from emdl.backend import parallel_map
+from emdl.spikes import decision, kernels, tables, trust
 from emdl.spikes.snippets import best_lag, delay
 from emdl.spikes.whitening import whiten
 
@@ -56,6 +63,9 @@ _CENSORED = 0.5  # duration units, in which two spikes cannot be told apart
 _REFRACTORY = 2  # duration units
 _TELLING = 10.0  # violations by spikes at random, below which their number tells nothing
 _LONG_BIN_S, _BINS = 60.0, 20  # of the presence
+_SHORT = (-8.0, -5.0, -2.0)  # log odds of events that fall short of a unit; above the last some were taken for spikes
+_FALL, _COUNTS, _FLATTEST = 0.35, 4.0, 0.7  # q of (S5) where there are few, events that this counts for, most of q
+_CHUNK = 1 << 16  # samples looked at by one thread
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def assess(model, data, spikes, *, seconds=None, rng=0):
     count = np.bincount(spikes.unit, minlength=K)[:K]
     true = model.rate * model.fs * seconds  # spikes there are, found or not; the background's are not in the table
     true[:K] = count / np.maximum(np.diagonal(taken)[:K], 0.05)
-    alarms = _noise_alarms(units, looked, model)[:K] * seconds
+    alarms = _alarms(units, looked, model, K) * seconds
     strangers = (true @ taken)[:K] - (true * np.diagonal(taken))[:K]
     distance, nearest = _isolation(units, looked, K)
     for k, row in enumerate(rows):
@@ -294,12 +304,65 @@ def _confusion(units, fitted, rng):
     return taken
 
 
-def _noise_alarms(units, looked, model):
-    """Return how often noise alone is taken for a spike of each template, 1/s, (K,)."""
-    slope = np.square(np.diff(units.D, axis=-1)).sum(axis=(1, 2))
-    rice = model.fs * np.sqrt(slope) / (2 * np.pi) * np.exp(-0.5 * units.threshold**2)
-    decoys = sum(trust.decoys(r, e, units, model.duration_unit) for e, r in looked.pieces)
-    return np.maximum(rice, decoys / (looked.n_samples / model.fs))
+def _alarms(units, looked, model, K):
+    """Return how often noise and far neurons are taken for a spike of each of the first K templates, 1/s, (K,)."""
+    slope = np.square(np.diff(units.D[:K], axis=-1)).sum(axis=(1, 2))
+    rice = model.fs * np.sqrt(slope) / (2 * np.pi) * np.exp(-0.5 * units.threshold[:K] ** 2)
+    seconds = looked.n_samples / model.fs
+    decoys = sum(trust.decoys(r, e, units, model.duration_unit)[:K] for e, r in looked.pieces) / seconds
+    short = sum(_falling_short(r, e, units, model.duration_unit, K) for e, r in looked.pieces) / seconds
+    return np.maximum(np.maximum(rice, decoys), beyond(short))
+
+
+def beyond(short):
+    """Return how many events that fall short of a unit go on to be taken for its spikes: (S5).
+
+    Parameters
+    ----------
+    short : array (..., 2)
+        Events with log odds in [-8, -5) and in [-5, -2).
+
+    Returns
+    -------
+    ndarray (...)
+    """
+    far, near = short[..., 0], short[..., 1]
+    q = np.minimum((near + _FALL * _COUNTS) / (far + _COUNTS), _FLATTEST)
+    return near / (q ** (-5 / 3) - q ** (-2 / 3))
+
+
+def _falling_short(residual, events, units, unit_length, K):
+    """Return how many events nearly make a spike of each of the first K templates, (K, 2) of float.
+
+    Only where none of these templates has a spike; what the others explain, the background, is looked at like noise.
+    The count is scaled up to the whole time.
+    """
+    s, ready, mine = units.D.shape[-1], decision.prepare(units), events.unit < K
+    n, v = residual.shape[1] - s + 1, (units.spread**2)[:, None]
+    mean, threshold = units.mean[:, None], units.threshold[:, None]
+    free = trust.free_of(events.take(mine), n, s)
+    background = events.take(~mine)
+    if n < 1 or free.mean() < trust.FREE:
+        return np.zeros((K, 2))
+
+    def counted(start):
+        end = min(start + _CHUNK, n)
+        P = decision.products(residual[:, start : end + s - 1], ready)
+        for i in np.flatnonzero((background.time > start - s) & (background.time < end + s)):
+            kernels.shift_products(
+                P, ready.gram, ready.friends, background.unit[i], background.shift[i], background.time[i] - start,
+                background.amplitude[i],
+            )  # fmt: skip
+        odds = 0.5 * P**2 - 0.5 * (P - mean) ** 2 / (1 + v) - 0.5 * np.log1p(v) + units.logit[:, None]
+        best = scipy.ndimage.maximum_filter1d(np.where(threshold < P, odds, 0), 2 * (unit_length // 2) + 1, axis=1)
+        found = np.zeros((K, 2))
+        for k in range(K):
+            peak, _ = scipy.signal.find_peaks(np.where(free[start:end], odds[k], -np.inf), _SHORT[0])
+            others = np.delete(best[:, peak], k, axis=0).max(axis=0, initial=0)
+            found[k] = np.histogram(odds[k, peak] - others, _SHORT)[0]
+        return found
+
+    return np.sum(parallel_map(counted, range(0, n, _CHUNK)), axis=0) / free.mean()
 
 
 def _refractory(looked, k, model):

@@ -64,6 +64,12 @@ def one_neuron(first, second, n_samples, unit_length):
     return bool(near[1] - near[0] + near[3] - near[2] < _ALONE * expected)
 
 
+def nearest(first, second):
+    """Return the spike of a train, not empty and increasing, that is nearest to each spike of another, (m,)."""
+    near = np.clip(np.searchsorted(first, second)[:, None] + (-1, 0), 0, len(first) - 1)
+    return first[np.where(np.abs(first[near] - second[:, None]).argmin(axis=1) == 1, near[:, 1], near[:, 0])]
+
+
 def follows(small, large, unit_length):
     """Return whether most spikes of one train come within a burst, 10 duration units, after those of another.
 
@@ -106,11 +112,11 @@ def tied(times, events, units, k, n_samples, scale):
     -------
     bool
     """
-    large = np.sort(events.time[units.mean[events.unit] * _SMALL > units.mean[k]])
+    shares = (np.any(units.D[k] != 0, axis=1) & np.any(units.D != 0, axis=2)).any(axis=1)  # a channel
+    large = np.sort(events.time[(shares & (units.mean * _SMALL > units.mean[k]))[events.unit]])
     if len(large) == 0 or len(times) == 0:
         return False
-    near = np.clip(np.searchsorted(large, times)[:, None] + (-1, 0), 0, len(large) - 1)
-    beside = (np.abs(times[:, None] - large[near]) < scale.length).any(axis=1).mean()
+    beside = (np.abs(nearest(large, times) - times) < scale.length).mean()
     chance = 1 - np.exp(-2 * scale.length * len(large) / n_samples)
     return bool(beside > chance + _TIED * (1 - chance))
 

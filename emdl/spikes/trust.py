@@ -6,16 +6,17 @@ import scipy.signal
 from emdl.backend import parallel_map
 from emdl.spikes import decision, kernels, trains
 from emdl.spikes.number import pool
-from emdl.spikes.snippets import best_lag
+from emdl.spikes.snippets import best_lag, delay
 
 _DECOYS = 0.3  # spikes found in the residual turned upside down, per spike
-_FREE = 0.05  # share of a recording without spikes, below which it says nothing of the noise
+FREE = 0.05  # share of a recording without spikes, below which it says nothing of the noise
 _MIXED = 0.5  # intervals in the refractory period, per interval there if spikes came at random
 _STRONG = 8.0  # mean amplitude from which on a unit may have short intervals: two neurons, but no noise
 _PIECE = 1 << 16  # samples looked at by one thread
 _LEFT = 0.15  # share of a waveform that two spikes of other units leave over, beside the noise
 _SAME_SHAPE = 0.9  # cosine from which on small spikes may be the later ones of a burst
 _RARE = 0.3  # spikes of a unit made of others, per spike of the rarer of them
+_BESIDE = 0.5  # share of spikes beyond chance, that come with those of another unit
 _ABOVE = 0.9  # standard deviations of the noise between mean amplitude and threshold
 
 
@@ -24,7 +25,7 @@ def firm(units):
     return units.mean - units.threshold > _ABOVE
 
 
-def review(x, units, scale):
+def review(x, units, scale, density=None):
     """Return the units in the order of belief, and what speaks against those not believed.
 
     Parameters
@@ -35,6 +36,8 @@ def review(x, units, scale):
         At least one.
     scale : Scale
         Durations.
+    density : float, optional
+        As in `decision.decide`.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def review(x, units, scale):
     notes : list of str
         A sentence for each of the others.
     """
-    events, residual = decision.decide(x, units, scale.unit, rest=False)
+    events, residual = decision.decide(x, units, scale.unit, density=density, rest=False)
     count = np.bincount(events.unit, minlength=len(units))
     decoy, clear = decoys(residual, events, units, scale.unit), firm(units)
     units, burst = join_bursts(events, units, scale)
@@ -58,6 +61,9 @@ def review(x, units, scale):
             continue
         if composed(units, count, k, scale):
             notes.append((k, "spikes of other units on top of each other look like it"))
+            continue
+        if difference(events, units, k, x.shape[1], scale):
+            notes.append((k, "they come with those of another unit, and both together look like a third"))
             continue
         if not clear[k] or decoy[k] > _DECOYS * max(count[k], 1):
             reason = "most of its spikes drown in the noise"
@@ -128,11 +134,8 @@ def decoys(residual, events, units, unit_length):
     """
     s, ready = units.D.shape[-1], decision.prepare(units)
     n = residual.shape[1] - s + 1
-    edge = np.zeros(n + 1, np.int64)
-    np.add.at(edge, np.maximum(events.time - s, 0), 1)
-    np.add.at(edge, np.minimum(events.time + s, n), -1)
-    free = np.cumsum(edge)[:-1] == 0
-    if free.mean() < _FREE:
+    free = free_of(events, n, s)
+    if free.mean() < FREE:
         return np.zeros(len(units))
 
     def counted(start):
@@ -144,6 +147,14 @@ def decoys(residual, events, units, unit_length):
         ]
 
     return np.sum(parallel_map(counted, range(0, n, _PIECE)), axis=0) / free.mean()
+
+
+def free_of(events, n, s):
+    """Return at which of n places a template of s samples overlaps none of some spikes, (n,) of bool."""
+    edge = np.zeros(n + 1, np.int64)
+    np.add.at(edge, np.maximum(events.time - s, 0), 1)
+    np.add.at(edge, np.minimum(events.time + s, n), -1)
+    return np.cumsum(edge)[:-1] == 0
 
 
 def composed(units, count, k, scale):
@@ -171,3 +182,43 @@ def composed(units, count, k, scale):
     x = np.pad(units.mean[k] * units.D[k], ((0, 0), (s, s))).astype(np.float32)
     events, residual = decision.decide(x, units.take(common), scale.unit)
     return len(events) > 1 and float(np.linalg.norm(residual)) < 1 + _LEFT * units.mean[k]
+
+
+def difference(events, units, k, n_samples, scale):
+    """Return whether a unit is what one unit has beyond another: its spikes complete those of that to the former.
+
+    Parameters
+    ----------
+    events : Events
+        All spikes.
+    units : Units
+        All units.
+    k : int
+        Which unit.
+    n_samples : int
+        Of the signal.
+    scale : Scale
+        Durations.
+
+    Returns
+    -------
+    bool
+    """
+    times = events.time[events.unit == k]
+    waveform = units.mean[:, None, None] * units.D
+    for j in range(len(units)):
+        others = events.time[events.unit == j]
+        if j == k or len(others) < len(times) or len(times) == 0:
+            continue
+        lag = trains.nearest(others, times) - times
+        beside = np.abs(lag) < scale.unit // 2
+        chance = 1 - np.exp(-scale.unit * len(others) / n_samples)
+        if beside.mean() < chance + _BESIDE * (1 - chance):
+            continue
+        both = delay(waveform[k], -int(np.median(lag[beside]))) + waveform[j]
+        for i in np.setdiff1d(np.arange(len(units)), (j, k)):
+            product = units.mean[i] * best_lag(both, units.D[i], scale.unit // 2)[1]
+            left = np.square(both).sum() + units.mean[i] ** 2 - 2 * product
+            if left < (1 + _LEFT * units.mean[i]) ** 2:
+                return True
+    return False
