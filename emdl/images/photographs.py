@@ -20,7 +20,6 @@ _MOST_NOISY = 200  # noisy photographs, evenly spread over the folder
 _MOST_SIDE = 2000  # pixels along each axis of a noisy photograph: of a larger one the middle is learned from
 _MOST_SAMPLES = 64_000_000  # of all noisy photographs, 256 MB
 _JUDGED_SIDE = 384  # pixels along each axis of a noisy photograph that judges
-_LUMA = np.array([0.299, 0.587, 0.114])
 _LOG = logging.getLogger(__name__)
 
 
@@ -130,7 +129,8 @@ def read_noisy(folder, *, grey=True):
     folder : path
         Searched through with all that lies below it; pages of a TIFF are photographs each.
     grey : bool
-        Whether to take the luma alone. Otherwise those in grey are left out.
+        Whether to take the one direction of colour with the most contrast, brightness, as `emdl.images.restore.plan`
+        does; the luma would be another mixture than the denoiser sees. Otherwise those in grey are left out.
 
     Returns
     -------
@@ -204,9 +204,9 @@ def _in_units_of_noise(page, grey, side):
     planes = _middle(np.moveaxis(pixels, -1, 0), _MOST_SIDE)
     restore.check_finite(planes, "it")
     planes = restore.near_one(planes, "it")[0]
-    planes = np.tensordot(_LUMA, planes, 1)[None] if grey and len(planes) == 3 else planes
-    planes = planes.astype(np.float32)
-    level = restore.plan(planes, None, None).level
+    plan = restore.plan(planes, None, None, turn=grey)
+    planes = restore.mix(planes, plan.basis[0])[None] if grey else planes.astype(np.float32)
+    level = float(plan.sigma[0]) if grey else plan.level
     if level == 0:
         raise InputError("it shows no noise")
     peak = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else float(np.ptp(planes))
