@@ -291,7 +291,7 @@ def test_a_bad_picture_is_refused_and_nothing_is_written(folder, run, name):
 
 def test_a_value_that_is_not_finite_is_named_with_its_place(folder, run):
     CONTENT["nan.tif"](folder / "nan.tif")
-    refused(run("denoise", "nan.tif"), "1 values that are not finite", "row 4, column 7")
+    refused(run("denoise", "nan.tif"), "1 value that is not finite", "row 4, column 7")
 
 
 def test_a_bad_page_in_a_stack_leaves_no_half_stack(folder, run):

@@ -477,6 +477,6 @@ def check_finite(channels, name="image"):
     if bad:
         _, row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(channels)))
         raise InputError(
-            f"{name} holds {bad:,} values that are not finite, the first in row {row}, column {column}; "
-            "replace them first"
+            f"{name} holds {bad:,} value{'s that are' if bad > 1 else ' that is'} not finite, the first in row {row}, "
+            f"column {column}; replace them first"
         )
