@@ -61,17 +61,22 @@ def tables(rows):
     for (sigma, tied, way), results in sorted(found.items(), key=lambda item: (not item[0][1], item[0][0])):
         psnr = [r["Set12"] for r in results.values()]
         gain = _gains(results, found.get((sigma, tied, "bias"), {}))
-        said = f"{np.mean(gain):+.2f} ± {_error(gain):.2f}" if gain and way != "bias" else "-"
+        said = _said(gain, "+") if gain and way != "bias" else "-"
         depth = [np.mean([r["depth"][d] - r["depth"]["1"] for r in results.values()]) for d in DEPTHS if d != "1"]
         gabor = [r["gabor"] for r in results.values() if r["gabor"] is not None]
         lines.append([
-            sigma, "tied" if tied else "untied", NAMES[way], len(results), f"{np.mean(psnr):.2f} ± {_error(psnr):.2f}",
+            sigma, "tied" if tied else "untied", NAMES[way], len(results), _said(psnr),
             said, f"{100 * np.mean([r['non-zero'] for r in results.values()]):.0f} %", *(f"{d:+.2f}" for d in depth),
             f"{np.mean(gabor):.2f}" if gabor else "-",
         ])  # fmt: skip
     head = ["sigma", "atoms", "lambda", "seeds", "Set12 (dB)", "over the bias (dB)", "non-zero",
             "T/2", "2 T", "4 T", "Gabor share"]  # fmt: skip
     return {"images": drawing.table(head, lines)}
+
+
+def _said(values, sign=""):
+    """Return the mean and its standard error, in words."""
+    return f"{np.mean(values):{sign}.2f}" + (f" ± {_error(values):.2f}" if len(values) > 1 else "")
 
 
 def _by_seed(rows):
