@@ -290,6 +290,7 @@ def test_a_worker_that_leaves_before_it_says_its_version_is_not_asked_again(loca
         return {w: function() if w == here else OSError("timed out") for w in workers}
 
     monkeypatch.setattr(client, "run", run)
+    monkeypatch.setattr(cluster, "_POLL", 0.01)
     gone = "tcp://127.0.0.1:9"
     cluster._check_versions(client, [here, gone])
     assert asked == [sorted([here, gone])]
