@@ -30,7 +30,7 @@ LEVELS = (15, 25, 50)
 CURVE = (5, 10, 15, 25, 50, 75)
 CROP = ("05", 25, slice(60, 156), slice(100, 196))  # image, level and part of the picture side by side
 OFF = ("wavelet", "visushrink")  # too far below BM3D to be drawn beside it
-ABOVE = ("nlm", "emdl")  # their names stand above their marks
+NAMED_AT = {"emdl": (0, 10, "center"), "nlm": (8, -14, "left"), "tv": (-9, -4, "right")}  # points from their marks
 WEIGHTS = (0.5, 0.7, 0.8, 0.9, 1.1)
 
 
@@ -204,7 +204,7 @@ def plot(cells, cells_folder, folder):
         if "bm3d" in means and method not in OFF:
             middle.plot(levels, np.subtract(mean, means["bm3d"]), marker=mark, color=colour)
     left.set(ylabel=f"PSNR, {many} (dB)")
-    middle.set(ylabel=f"PSNR less that of BM3D, {many} (dB)")
+    middle.set(ylabel=f"over BM3D, {many} (dB)")
     for axis in (left, middle):
         axis.set(xlabel="noise level (8-bit units)")
         axis.set_xticks(levels)
@@ -223,10 +223,13 @@ def _draw_seconds(axis, cells):
         at = [c for c in cells if c["method"] == method and c["level"] == 25 and c["image"] in shared]
         if at:
             size = statistics.mean(c["processor"] / (c["shape"][0] * c["shape"][1]) for c in at) * 256**2
-            place, move = (size, statistics.mean(c["psnr"] for c in at)), (0, 10 if method in ABOVE else -18)
+            place, (*move, side) = (
+                (size, statistics.mean(c["psnr"] for c in at)),
+                NAMED_AT.get(method, (0, -18, "center")),
+            )
             colour, mark = STYLE[method]
             axis.plot(*place, mark, color=colour, markersize=9)
-            axis.annotate(NAMES[method], place, xytext=move, textcoords="offset points", ha="center")
+            axis.annotate(NAMES[method], place, xytext=move, textcoords="offset points", ha=side)
     what = f"PSNR at level 25, mean of {len(shared)} image{'s' if len(shared) != 1 else ''} (dB)"
     axis.set(xscale="log", xlabel="processor seconds per 256 x 256 pixels", ylabel=what)
     axis.margins(x=0.35, y=0.15)
