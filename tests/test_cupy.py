@@ -23,7 +23,7 @@ import emdl
 from emdl import device, em, encoder, gradients, images, ops, proximal
 from emdl._cuda import fourier, planes
 from emdl.errors import ConvergenceWarning, InputError, InputTypeError
-from emdl.images import network
+from emdl.images import network, training
 from emdl.optim import Optimizer, exact_dictionary, normalize_atoms
 from emdl.spikes import decision
 
@@ -448,7 +448,7 @@ def noisy():
 
 
 def test_layers_of_the_denoising_network_on_a_device_give_the_picture_of_numpy(cupy, noisy):
-    net = network.bundled()
+    net, noisy = network.bundled(), noisy[20:54, 30:71]
     want = net.denoise(noisy[None, None], 0.1)
     got = net.denoise(cupy.asarray(noisy)[None, None], 0.1)
     assert isinstance(got, cupy.ndarray)
@@ -458,7 +458,7 @@ def test_layers_of_the_denoising_network_on_a_device_give_the_picture_of_numpy(c
 
 
 def test_layers_of_the_denoising_network_make_no_transfer_of_their_own(stand_in, noisy):
-    net, planes, seen = network.bundled(), stand_in.asarray(noisy)[None, None], []
+    net, planes, seen = training.start_network(64, 3, rng=0), stand_in.asarray(noisy)[None, None], []
     net.denoise(planes, 0.1, n_views=1)  # its arrays go to the device
     for n_views in (1, 4):
         with standin.counts.during() as counts:
@@ -469,11 +469,13 @@ def test_layers_of_the_denoising_network_make_no_transfer_of_their_own(stand_in,
 
 
 def test_a_picture_on_a_device_comes_back_there(cupy, noisy):
+    """With small networks: the bundled one is above, and a stand-in takes its time."""
     colour = np.stack([noisy, noisy[::-1], 1 - noisy], axis=-1)
-    for image, axis in ((noisy, None), (colour, -1)):
-        got = images.denoise(cupy.asarray(image), channel_axis=axis)
+    for image, axis, C in ((noisy, None, 1), (colour, -1, 3)):
+        net = training.start_network(64, 2, C, rng=0)
+        got = images.denoise(cupy.asarray(image), net, channel_axis=axis)
         assert isinstance(got, cupy.ndarray)
-        np.testing.assert_allclose(got.get(), images.denoise(image, channel_axis=axis), atol=1e-3)
+        np.testing.assert_allclose(got.get(), images.denoise(image, net, channel_axis=axis), atol=1e-3)
         got, want = (images.estimate_sigma(x, channel_axis=axis) for x in (cupy.asarray(image), image))
         np.testing.assert_array_equal(got, want)
 
@@ -481,9 +483,10 @@ def test_a_picture_on_a_device_comes_back_there(cupy, noisy):
 def test_pictures_are_denoised_on_a_device_by_the_command_line(stand_in, noisy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray((255 * noisy.clip(0, 1)).round().astype(np.uint8)).save("noisy.png")
-    assert run(["denoise", "noisy.png", "-o", "host.png"]) == 0
+    training.start_network(64, 2, rng=0).save("net.h5")
+    assert run(["denoise", "noisy.png", "-o", "host.png", "--model", "net.h5"]) == 0
     with standin.counts.during() as seen:
-        assert run(["denoise", "noisy.png", "-o", "device.png", "--device", "cuda"]) == 0
+        assert run(["denoise", "noisy.png", "-o", "device.png", "--model", "net.h5", "--device", "cuda"]) == 0
     assert seen["kernels"] > 0
     assert "a stand-in" in capsys.readouterr().err
     host, on_device = (np.asarray(Image.open(name)).astype(int) for name in ("host.png", "device.png"))
