@@ -115,6 +115,8 @@ def encode(
     -----
     ConvergenceWarning
         If the tolerance was not reached; the message gives the gap that was.
+    UserWarning
+        If `y` is zero everywhere (not for CuPy arrays).
 
     Examples
     --------
@@ -151,6 +153,8 @@ def encode(
             ConvergenceWarning,
             stacklevel=2,
         )
+    if xp is np and solution.codes.n_nonzero == 0 and not y.any():
+        warnings.warn("y is zero everywhere, and so are its codes; is it what you meant to read?", stacklevel=2)
     if sparse and xp is not np:
         return SparseCodes.from_dense(solution.codes)
     if not sparse and xp is np:

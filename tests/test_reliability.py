@@ -210,7 +210,9 @@ def test_an_atom_of_one_sample_works():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_signals_of_zeros_have_codes_of_zeros(dtype):
     y = np.zeros((2, 2, 21), dtype)
-    assert not emdl.encode(y, D, 0.5).any()
+    with pytest.warns(UserWarning, match="y is zero everywhere, and so are its codes"):
+        assert not emdl.encode(y, D, 0.5).any()
+    assert not emdl.encode(np.full_like(y, 1e-9), D, 0.5).any()  # no warning
     assert not emdl.unroll(y, D, 0.2, 0.1, 3).z.any()
     assert emdl.lambda_max(y, D) == 0
     with pytest.raises(InputError, match="constant"):

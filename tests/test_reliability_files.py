@@ -25,6 +25,20 @@ def test_files_of_format_version_1_are_read():
     assert checkpoint.read(CORPUS / "checkpoint-1.h5", "em_fit")["iteration"] == 2
 
 
+def test_what_a_later_minor_version_adds_is_no_trouble(tmp_path):
+    """The number of the format rises when old readers would go wrong; what they need not know does not raise it."""
+    for name, load in (("model-1.h5", emdl.load), ("spikes-1.h5", spikes.load)):
+        path = tmp_path / name
+        path.write_bytes((CORPUS / name).read_bytes())
+        wanted = load(path)
+        with h5py.File(path, "r+") as file:
+            file["added later"] = np.arange(3.0)
+            file.attrs["added later"] = "text"
+        found = load(path)
+        for one, other in ((found, wanted),) if name == "model-1.h5" else ((found.model, wanted.model),):
+            np.testing.assert_array_equal(one.D, other.D)
+
+
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external storage", "virtual", "80 TB"])
 def test_a_recording_that_leads_out_of_its_file_is_refused(kind, tmp_path):
     secret = tmp_path / "secret.h5"
@@ -47,6 +61,18 @@ def test_a_recording_that_leads_out_of_its_file_is_refused(kind, tmp_path):
             file.create_dataset("data", (2, 5 * 10**12), "f8", chunks=(2, 1000))
     with pytest.raises(FileFormatError, match=r"data|no arrays"):
         recordings.read(path, fs=20_000.0)
+
+
+def test_a_recording_that_is_being_written_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    path = tmp_path / "rec.h5"
+    with h5py.File(path, "w", locking=True) as file:
+        file["data"] = np.arange(2000.0).reshape(2, 1000)
+        file.flush()
+        read = f"from emdl.spikes import recordings; recordings.read({str(path)!r}, fs=1000.0)"
+        done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, timeout=100)
+    assert "FileFormatError: rec.h5 is open in a program that writes to it; close it there" in done.stderr
+    assert recordings.read(path, fs=1000.0).n_samples == 1000
 
 
 def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path):

@@ -186,6 +186,8 @@ def open_hdf5(path):
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise FileFormatError(f"{path.name} is open in a program that writes to it; close it there") from error
         raise FileFormatError(f"{path.name} is damaged or no HDF5 file: {error}") from error
 
 
