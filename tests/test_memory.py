@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_reliability_cli import whole  # noqa: F401 - a fixture
 
 LEAKS = """
@@ -56,6 +57,9 @@ COMMANDS = {
     "encode": ["encode", "rec.npz", "-m", "model.h5", "-o", "{out}/codes.npz"],
     "sort": ["sort", "rec.npz", "-o", "{out}/units.npz", "--no-report"],
     "train": ["train", "rec.npz", "-o", "{out}/m.h5", "--no-plot", "--max-iter", "6"],
+    "denoise": ["denoise", "{out}/a.png", "-o", "{out}/b.png"],
+    "compare": ["compare", "model.csv", "model.csv"],
+    "doctor": ["doctor"],
 }
 
 
@@ -91,4 +95,7 @@ def peak(args, folder, out):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_takes_the_memory_that_is_documented(name, whole, tmp_path):  # noqa: F811
     args = [arg.format(out=tmp_path) for arg in COMMANDS[name]]
+    if name == "denoise":
+        pixels = np.random.default_rng(0).normal(128, 20, (512, 768)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
     assert peak(args, whole, tmp_path) == pytest.approx(documented()[name], rel=0.2)
