@@ -55,3 +55,22 @@ def test_what_one_unit_has_beyond_another_is_no_unit(rng, beside):
 
 def test_the_nearest_spike_lies_on_either_side():
     np.testing.assert_array_equal(trains.nearest(np.array([10, 20]), np.array([0, 14, 16, 99])), [10, 10, 20, 20])
+
+
+def test_a_clock_is_no_neuron_and_a_regular_neuron_is_none(rng):
+    """Equal to the sample, with some ticks missed; a neuron of one spike a second that varies by a hundredth."""
+    ticks = 30000 * np.delete(np.arange(60), [7, 31])
+    assert trains.clocked(ticks, 30)
+    assert not trains.clocked(np.cumsum(30000 + np.round(300 * rng.standard_normal(60)).astype(int)), 30)
+    assert not trains.clocked(ticks[:9], 30)
+    assert not trains.clocked(ticks // 100, 30)  # a heart
+
+
+def test_what_repeats_like_a_clock_is_said_to_be_no_unit(rng):
+    made = tetrode(12.0, 2, rng=3, peak_uv=(100.0, 150.0), rate_hz=(8.0, 10.0), background=0.0, drift=0.0)
+    data = made.data.copy()
+    for at in range(5000, data.shape[1] - 200, 15000):
+        data[:, at : at + 3] += 80
+    model = spikes.fit(data, made.fs)
+    assert model.n_units == 2
+    assert "at equal intervals" in model.message

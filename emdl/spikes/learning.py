@@ -485,7 +485,8 @@ def _drifting(units, n_units):
     size = [np.linalg.norm(units.at(u).mean[:, None, None] * units.at(u).D, axis=(1, 2)) for u in np.linspace(0, 1, 11)]
     names = [str(k) for k in np.flatnonzero(np.any(units.waves[:n_units] != 0, axis=(1, 2, 3)))]
     share = (np.max(size, axis=0) / np.maximum(np.min(size, axis=0), 1e-9))[:n_units].max(initial=1)
-    return [f"drift followed in units {', '.join(names)}; sizes change up to {share:.2g} times"] if names else []
+    size = f", whose size changes up to {share:.2g} times" if share > 1.05 else ""
+    return [f"drift followed in unit{'s' * (len(names) > 1)} {', '.join(names)}{size}"] if names else []
 
 
 def _waveforms(task, units):

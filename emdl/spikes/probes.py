@@ -8,14 +8,14 @@ waveform is averaged on the channels where it has energy. The work grows with th
 
 import numpy as np
 
-from emdl.spikes import decision, groups, snippets, trains, update
+from emdl.spikes import decision, groups, snippets, trains, trust, update
 from emdl.spikes.decision import Units
 
 MOST = 8  # channels that are learned as one neighbourhood
 _CORE, _MARGIN = 4, 4  # channels of a neighbourhood
 _REACH = 24  # channels on which the waveform of a unit is looked for
 _LOOKED = 400  # spikes of a unit that its waveform is averaged from
-_SHARE, _CERTAIN = 0.01, 4.0  # of the energy of a waveform, and of that of noise, that a channel must hold to belong
+_FELT, _CERTAIN = 1.0, 4.0  # energy, and energy over that of noise, that a channel must hold of a waveform to belong
 _ALIKE, _COMMON = 0.8, 0.5  # cosine and share of common energy of two waveforms that may be of one unit
 _FEW = 8  # spikes below which a unit is given up
 
@@ -150,7 +150,7 @@ def step(x, units, around, scale, density, rng, xp=np, *, opened=True):
     xp : module
         As in `decision.decide`.
     opened : bool
-        Whether units may be split; then spikes on top of each other are not looked for.
+        Whether units may be split.
 
     Returns
     -------
@@ -159,23 +159,22 @@ def step(x, units, around, scale, density, rng, xp=np, *, opened=True):
     events : Events
     residual : ndarray (C, N)
     """
-    # While units are missing pairs of others would stand for them, and be looked for at almost every spike.
-    events, residual = decision.decide(x, units, scale.unit, density=None if opened else density, xp=xp)
+    # No pairs: while units are missing or wrong, two others would stand for a third, and learn to.
+    events, residual = decision.decide(x, units, scale.unit, xp=xp)
     inside = update.inside(events, x.shape[1], scale.length, 8)
     chosen = chosen_spikes(inside, units, scale, rng)
-    rows, spikes = [], []
+    rows, spikes, part = [], [], trains.parts(inside, units, scale)
     for k, (clean, every) in enumerate(chosen):
-        if len(every) < _FEW:
+        if len(every) < _FEW or part[k] or trust.difference(inside, units, k, x.shape[1], scale):
             continue
         there = around[np.square(units.D[k]).sum(axis=1).argmax()]
         there = np.union1d(there, np.flatnonzero((units.D[k] != 0).any(axis=1)))
         pieces = spikes_of(residual, inside.take(clean), units.D[k], there)
-        parts = _parts(pieces, inside.time[clean], x.shape[1]) if opened else [np.arange(len(clean))]
-        for part in parts:
-            share = len(part) / len(clean) * len(every)
-            own = inside.amplitude[clean[part]]
-            rows.append((*_unit_of(pieces[part], own, there, len(x), density), share / x.shape[1]))
-            spikes.append((clean[part], every if len(part) == len(clean) else clean[part]))
+        for some in _parts(pieces, inside.time[clean], x.shape[1]) if opened else [np.arange(len(clean))]:
+            share = len(some) / len(clean) * len(every)
+            own = inside.amplitude[clean[some]]
+            rows.append((*_unit_of(pieces[some], own, there, len(x), density), share / x.shape[1]))
+            spikes.append((clean[some], every if len(some) == len(clean) else clean[some]))
     if not rows:
         return units.take([]), events, residual
     D, mean, spread, rate = zip(*rows, strict=True)
@@ -241,8 +240,7 @@ def _unit_of(x, weight, there, n_channels, density):
     mean = np.tensordot(weight, x, 1) / weight.sum()
     energy = (mean.astype(np.float64) ** 2).sum(axis=1)
     noise = np.maximum(x.var(axis=0, dtype=np.float64).sum(axis=1), density * x.shape[2]) / len(x)
-    near = energy > np.maximum(_SHARE * energy.max(), _CERTAIN * noise)
-    near[np.argsort(-energy)[2 * MOST :]] = False
+    near = energy > np.maximum(_FELT, _CERTAIN * noise)  # what is left out is left over, and looks like a unit
     near[energy.argmax()] = True
     mean[~near] = 0
     d = np.zeros((n_channels, x.shape[2]), np.float32)

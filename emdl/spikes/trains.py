@@ -7,6 +7,7 @@ _TIED = 0.5  # spikes in the windows of larger units beyond chance, of those tha
 _SMALL = 0.5  # amplitude relative to that unit
 _BURST, _FOLLOWING = 10, 0.6  # duration units that a burst lasts; share of spikes that follow others within one
 _ALONE = 0.1  # short intervals between two trains, per interval there by chance, below which they are one neuron
+_TICKS, _SLOW, _REGULAR = 9, 20, 0.8  # intervals at least; duration units of one; share of equal ones, of a clock
 _PARTS = 20  # of a recording, in which chance is taken to be the same
 _WITH = 0.6  # share of the spikes of a part of a waveform that come with the rest of it
 
@@ -62,6 +63,28 @@ def one_neuron(first, second, n_samples, unit_length):
     second = np.sort(second)
     near = [np.searchsorted(second, first + lag * unit_length).sum() for lag in (-2.5, -0.5, 0.5, 2.5)]
     return bool(near[1] - near[0] + near[3] - near[2] < _ALONE * expected)
+
+
+def clocked(times, unit_length):
+    """Return whether nearly all spikes come at one interval, to the sample, as those of a stimulator or a clock do.
+
+    Parameters
+    ----------
+    times : array (n,)
+        Spikes of one unit, increasing, samples.
+    unit_length : int
+        Duration unit, samples; shorter intervals than 20 of them, such as those of a heart, are left alone.
+
+    Returns
+    -------
+    bool
+    """
+    interval = np.diff(times)
+    if len(interval) < _TICKS:
+        return False
+    usual = np.median(interval)
+    same = np.abs(interval - usual) <= max(1, unit_length // 15)
+    return bool(usual > _SLOW * unit_length and same.mean() > _REGULAR)
 
 
 def nearest(first, second):

@@ -69,6 +69,8 @@ def review(x, units, scale, density=None):
             reason = "most of its spikes drown in the noise"
         elif units.mean[k] < _STRONG and short > _MIXED:
             reason = f"its intervals are as short as those of many neurons ({short:.0%} of chance)"
+        elif trains.clocked(times, scale.unit):
+            reason = "they come at equal intervals, like those of a clock or a stimulator"
         elif trains.tied(times, events, units, k, x.shape[1], scale):
             reason = "they lie beside the spikes of larger units"
         else:
