@@ -71,24 +71,28 @@ def documented():
 
 # What the system tells a parent counts what the child held before it became the command: a copy of the parent.
 COMMAND = """
-import atexit, os, re, runpy
+import atexit, os, re, runpy, sys
 
 def say():
     with open("/proc/self/status") as status, open(os.environ["PEAK"], "w") as file:
-        file.write(re.search("VmHWM:\\s*(\\d+)", status.read())[1])
+        file.write(re.search("VmHWM:\\s*(\\d+)", status.read())[1] + " " + str("numba" in sys.modules))
 
 atexit.register(say)
-runpy.run_module("emdl.cli", run_name="__main__")
+if len(sys.argv) > 1:
+    runpy.run_module("emdl.cli", run_name="__main__")
+else:
+    import numba
 """
 
 
 def peak(args, folder, out):
-    """Return the peak of resident memory of a command, MiB."""
+    """Return the peak of resident memory of a command, MiB, and whether it loaded numba; no words: of numba alone."""
     command = [sys.executable, "-c", COMMAND, *args]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PEAK": str(out / "peak")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return int((out / "peak").read_text()) / 1024
+    used, numba = (out / "peak").read_text().split()
+    return int(used) / 1024, numba == "True"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the table is of Linux")
@@ -98,4 +102,7 @@ def test_a_command_takes_the_memory_that_is_documented(name, whole, tmp_path):  
     if name == "denoise":
         pixels = np.random.default_rng(0).normal(128, 20, (512, 768)).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert peak(args, whole, tmp_path) == pytest.approx(documented()[name], rel=0.2)
+    used, numba = peak(args, whole, tmp_path)
+    if numba:  # which takes 57 MiB more in Python 3.13 than in 3.11
+        used -= peak([], whole, tmp_path)[0] - int(re.search(r"`import numba` alone (\d+)", DOCS.read_text())[1])
+    assert used == pytest.approx(documented()[name], rel=0.2)
