@@ -335,8 +335,8 @@ def errors_of(truth, sample, unit):
     return [round(100 * float(1 - mean.recall), 2), round(100 * float(1 - mean.precision), 2)]
 
 
-def emdl_curve(level, seed, cache, room=12.0):
-    """Return (log odds, misses, false alarms): spikes found at very low odds, and kept from rising odds on."""
+def emdl_curve(level, seed, cache):
+    """Return (log odds, misses, false alarms): spikes decided with log odds that these are taken from."""
     from dataclasses import replace
 
     from emdl import spikes
@@ -349,14 +349,13 @@ def emdl_curve(level, seed, cache, room=12.0):
     if not path.is_file():
         spikes.fit(data, FS).save(path)
     model = spikes.load(path)
-    lax = replace(model.units, rate=1 / (1 + np.exp(room - model.units.logit - 2 * room)))
-    events, _ = decision.decide(whiten(data, model.whitening), lax, model.duration_unit)
-    events = events.take(events.unit < model.n_units)
-    sample, odds = events.time + model.peak[events.unit], events.odds - room
-    return [
-        [float(least), *errors_of(truth, sample[odds > least], events.unit[odds > least])]
-        for least in (-11, -7, -3, 0, 3, 7, 15, 30, 60, 100, 150, 200)
-    ]
+    x, rows = whiten(data, model.whitening), []
+    for least in (-11, -7, -3, 0, 3, 7, 15, 30, 60, 100, 150, 200):
+        units = replace(model.units, rate=1 / (1 + np.exp(least - model.units.logit)))
+        events, _ = decision.decide(x, units, model.duration_unit, density=model.whitening.density)
+        events = events.take(events.unit < model.n_units)
+        rows.append([float(least), *errors_of(truth, events.time + model.peak[events.unit], events.unit)])
+    return rows
 
 
 def naive_curve(level, seed, cache):
