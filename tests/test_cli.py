@@ -1,5 +1,7 @@
 """The command line, through its real entry point: what it writes, what it says, and how it refuses."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -7,10 +9,11 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from emdl.cli import files
+from emdl.cli import files, main
 
 import emdl
 from emdl import simulate
@@ -26,6 +29,23 @@ def run(*args, cwd, env=None, stdin=subprocess.DEVNULL):
     command = [sys.executable, "-m", "emdl.cli", *map(str, args)]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(command, cwd=cwd, env=environment, stdin=stdin, capture_output=True, text=True, timeout=300)
+
+
+@dataclass
+class Done:
+    """What a command said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(*args, cwd):
+    """Run the command line in this process, which costs no new interpreter, and return what it said."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(list(map(str, args)))
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(done, *words):
@@ -305,7 +325,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data_are_refused(folder, recorded, case):
     make, args, words = BAD_DATA[case]
-    assert_refused(run("train", save(folder, make(recorded)), *args, cwd=folder), *words)
+    assert_refused(run_here("train", save(folder, make(recorded)), *args, cwd=folder), *words)
     assert {p.name for p in folder.iterdir()} == {"rec.npz", "bad.npz"}
 
 
@@ -352,30 +372,30 @@ def test_bad_use_is_refused(folder, recorded, case):
     if case == "an output that is read":
         (folder / "rec.npz").rename(folder / "rec.csv")
         (folder / "rec.npz").symlink_to("rec.csv")
-    assert_refused(run("train", *args, cwd=folder), *words)
+    assert_refused(run_here("train", *args, cwd=folder), *words)
     assert not list(folder.glob("*.h5"))
 
 
 def test_an_output_that_exists_is_kept_unless_forced(folder):
     kept = folder / "model.svg"
     kept.write_text("precious")
-    refused = run("train", "rec.npz", "-o", "model.h5", cwd=folder)
+    refused = run_here("train", "rec.npz", "-o", "model.h5", cwd=folder)
     assert_refused(refused, "model.svg exists", "--force")
     assert "taken as" not in refused.stderr  # it was seen before the recording was read
     assert kept.read_text() == "precious"
-    forced = run("train", "rec.npz", "-o", "model.h5", "--force", "--units", "1", "--max-iter", "1", cwd=folder)
+    forced = run_here("train", "rec.npz", "-o", "model.h5", "--force", "--units", "1", "--max-iter", "1", cwd=folder)
     assert forced.returncode == 0, forced.stderr
     assert "precious" not in kept.read_text()
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
 def test_a_folder_that_cannot_be_written_is_refused(folder):
-    assert_refused(run("train", "rec.npz", "-o", "/proc/model.h5", cwd=folder), "cannot write to /proc")
+    assert_refused(run_here("train", "rec.npz", "-o", "/proc/model.h5", cwd=folder), "cannot write to /proc")
 
 
 def test_a_model_and_a_recording_that_do_not_fit_are_refused(trained, tmp_path, recorded):
     def detect(recording, model="model.h5", output="out.npz", more=()):
-        return run("detect", recording, "-m", model, "-o", tmp_path / output, *more, cwd=trained)
+        return run_here("detect", recording, "-m", model, "-o", tmp_path / output, *more, cwd=trained)
 
     np.savez(tmp_path / "fast.npz", data=recorded, fs=2 * FS)
     np.savez(tmp_path / "one.npz", data=recorded[0], fs=FS)
@@ -387,24 +407,24 @@ def test_a_model_and_a_recording_that_do_not_fit_are_refused(trained, tmp_path, 
     assert_refused(detect("rec.npz", model="rec.npz"), "rec.npz")
     assert_refused(detect("model.h5"), "model.h5 has no array 'data'")
     assert_refused(detect("rec.npz", output="out.txt"), "out.txt", ".npz")
-    assert_refused(run("detect", "rec.npz", cwd=trained), "--model")
+    assert_refused(run_here("detect", "rec.npz", cwd=trained), "--model")
 
 
 def test_encode_refuses_what_detect_refuses(trained, tmp_path, recorded):
     np.savez(tmp_path / "fast.npz", data=recorded, fs=2 * FS)
-    fast = run("encode", tmp_path / "fast.npz", "-m", "model.h5", "-o", tmp_path / "out.npz", cwd=trained)
+    fast = run_here("encode", tmp_path / "fast.npz", "-m", "model.h5", "-o", tmp_path / "out.npz", cwd=trained)
     assert_refused(fast, "40000 Hz", "20000 Hz")
-    assert_refused(run("encode", "rec.npz", "-m", "model.h5", "-o", "codes.csv", cwd=trained), "codes.csv", ".npz")
-    assert_refused(run("encode", "rec.npz", "-m", "model.h5", cwd=trained), "--output")
+    assert_refused(run_here("encode", "rec.npz", "-m", "model.h5", "-o", "codes.csv", cwd=trained), "codes.csv", ".npz")
+    assert_refused(run_here("encode", "rec.npz", "-m", "model.h5", cwd=trained), "--output")
 
 
 def test_detection_refuses_to_mix_table_and_json(trained):
-    assert_refused(run("detect", "rec.npz", "-m", "model.h5", "--json", cwd=trained), "-o")
+    assert_refused(run_here("detect", "rec.npz", "-m", "model.h5", "--json", cwd=trained), "-o")
 
 
 @pytest.mark.parametrize("name", ["none.h5", "rec.npz", "stdout.txt", "."])
 def test_info_refuses_what_is_no_model(trained, name):
-    assert_refused(run("info", name, cwd=trained), name)
+    assert_refused(run_here("info", name, cwd=trained), name)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):

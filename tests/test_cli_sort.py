@@ -1,43 +1,23 @@
 """``emdl sort``, ``detect`` and ``compare``: what they write and say, and what they say of odd recordings."""
 
-import contextlib
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
 import pytest
-from emdl.cli import main
 from test_cli import FS, assert_refused
 from test_cli import run as run_apart
+from test_cli import run_here as run
 
 from emdl import simulate
 from emdl.spikes import tables
 
 SORT = ("sort", "rec.npz", "--no-report", "--max-iter", "3")
-
-
-@dataclass
-class Done:
-    """What a command said."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*args, cwd):
-    """Run the command line in this process, which costs no new interpreter, and return what it said."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(map(str, args)))
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")
