@@ -282,3 +282,13 @@ def test_no_more_sweeps_are_made_than_allowed_and_the_warning_is_the_callers(pic
         assert f"after {most} sweeps at a relative gap of {found.relative_gap:.1e}, wanted 1.0e-13" in str(
             warning.message
         )
+
+
+@pytest.mark.parametrize(("largest", "unit"), [(0.0, 1.0), (2.0**-30, 2.0**-30), (0.7, 0.5), (1.0, 1.0), (-3.0, 4.0)])
+def test_signals_are_worked_on_near_one(largest, unit):
+    y = np.zeros((1, 1, 50))
+    y[0, 0, 20] = largest
+    made = _Descent(y, np.ones((1, 1, 5)), np.ones(1), (1,), False, None, None)
+    assert made.unit == unit
+    np.testing.assert_array_equal(made.weights, [[1 / unit]])
+    np.testing.assert_array_equal(made.norms, [5.0])
