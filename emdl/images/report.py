@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emdl.images.picture import upright
 from emdl.text import printable
@@ -129,7 +130,7 @@ def training_figure(model, reached, *, unit="step"):
         ax.tick_params(labelsize=8, colors=_GREY)
     below.set(xlabel=unit, title="How it went")
     for ax in (above, below):
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     _dress(above), _dress(below)
     return page
 
