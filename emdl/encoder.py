@@ -37,6 +37,7 @@ _DEPTH = {1: (10, 5), 2: (1, 2)}  # by axes: passes over the cells of a tile in 
 _SMALL = 10_000_000  # multiplications of one sweep, below which a second thread costs more than it brings
 _TABLE = 65536  # inner products of atoms that are kept, at most
 _ROWS = 32  # of code positions in a tile of an image
+_GRAIN = 4  # neighbouring positions of one axis of which the largest correlation is kept, where atoms are much longer
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,8 @@ class _Descent:
         n, K, PH, PW = len(self.y), len(self.D), self.PH, self.PW
         self.size = np.array([max(4, -(-h // self.sh)), -(-max(8, -(-w // self.sw)) // ROW) * ROW])
         if PH == 1:
-            self.size[1] = max(8, -(-w // self.sw))
+            self.size[1] = -(-max(8, -(-w // self.sw)) // _GRAIN) * _GRAIN
+        self.grain = _GRAIN if PH == 1 and w >= 6 * _GRAIN * self.sw else 1
         unit = int(self.size[1]) * (2 if PH > 1 and self.size[1] % STRIP else 1)
         down, across = -(-PH // int(self.size[0])), -(-PW // unit)
         most = max(256, min(4096 if PH > 1 else 1024, 131072 // K))
@@ -307,7 +309,7 @@ class _Descent:
         """Give slots to the codes of `z0`."""
         tiles = math.prod(self.grid)
         self.count, self.begin = np.zeros(tiles, np.int64), np.zeros(tiles + 1, np.int64)
-        self.key, self.slot, self.spot = np.zeros(0, np.int64), np.zeros((4, 0)), np.zeros((0, 0), np.int32)
+        self.key, self.slot, self.spot = np.zeros(0, np.int64), np.zeros((3, 0)), np.zeros((0, 0), np.int32)
         if z0 is not None and z0.n_nonzero:
             self._fill(z0)
         self._make_room()
@@ -331,12 +333,13 @@ class _Descent:
 
     def _make_room(self):
         """Make sure that each tile has room for new codes: on one axis as much again as it holds."""
-        spare = self.room + (self.count if self.PH == 1 else 0)
-        if self.begin[-1] and bool((self.begin[:-1] + self.count + spare <= self.begin[1:]).all()):
+        room, first = np.diff(self.begin), self.begin[-1] == 0
+        short = 2 * self.count > room if self.PH == 1 else self.count + self.room > room
+        if not first and not short.any():
             return
-        more = self.count * (4 if self.PH == 1 else 1) // 2 + 8 * self.room + 32
-        begin = np.concatenate([[0], np.cumsum(self.count + more)])
-        key, slot = np.empty(begin[-1], np.int64), np.empty((4, begin[-1]))
+        more = self.count + self.room // 2 + 32 if self.PH == 1 else self.count // 2 + 8 * self.room + 32
+        begin = np.concatenate([[0], np.cumsum(np.where(short | first, self.count + more, room))])
+        key, slot = np.empty(begin[-1], np.int64), np.empty((3, begin[-1]))
         spot = np.empty((3 if self.PH > 1 else 0, begin[-1]), np.int32)
         if self.begin[-1]:
             kernels.move(self.begin, self.count, self.key, self.slot, self.spot, begin, key, slot, spot)
@@ -347,7 +350,7 @@ class _Descent:
         n, tiles = len(self.y), math.prod(self.grid)
         sums, enough, result = np.zeros((7, tiles)), np.zeros(n), np.zeros((8, n))
         todo, masks = np.zeros(tiles, np.int64), self.mask.reshape(-1)
-        self.peak = np.empty((n, self.PH, self.PW), self.dtype)
+        self.peak = np.empty((n, self.PH, -(-self.PW // self.grain)), self.dtype)
         on_plane = self.PH > 1
         self.theta = _padded(self.r.shape, self.dtype) if on_plane else self.r  # on one axis memory counts more
         self.change = np.zeros((n if on_plane else 0, *self.r.shape[2:]), self.dtype)
@@ -369,20 +372,22 @@ class _Descent:
             lambda leader: kernels.work(
                 leader, control, todo, self.y, 1 / self.unit, self.mask, masks, self.D, self.bank, self.taps,
                 self.atoms, self.patch, self.gram, self.most, self.weights, self.by_position, self.sh, self.sw,
-                self.rows, self.columns, self.PH, self.PW, self.size, self.positive, self.bh, self.bw, self.norms,
-                self.reach, self.begin, self.count, self.key, self.slot, self.spot, self.cell, self.tension, self.r,
-                self.theta, self.peak, self.change, self.bound, self.r.reshape(-1), self.theta.reshape(-1), sums,
-                enough, tol, max_iter, _ROUNDS, *depth, result,
+                self.rows, self.columns, self.PH, self.PW, self.size, self.grain, self.positive, self.bh, self.bw,
+                self.norms, self.reach, self.begin, self.count, self.key, self.slot, self.spot, self.cell, self.tension,
+                self.r, self.theta, self.peak, self.change, self.bound, self.r.reshape(-1), self.theta.reshape(-1),
+                sums, enough, tol, max_iter, _ROUNDS, *depth, result,
             ),
             [True] + [False] * helpers,
         )[0]  # fmt: skip
 
     def _solution(self, primal, gap, n_iter):
-        held = np.repeat(np.arange(self.count.size), self.count)
-        at = np.arange(held.size) - np.repeat(np.cumsum(self.count) - self.count, self.count) + self.begin[held]
-        at, signal = at[self.slot[0, at] != 0], self.signal[held[self.slot[0, at] != 0]]
-        order = np.lexsort((self.key[at], signal))
-        start = np.concatenate([[0], np.cumsum(np.bincount(signal, minlength=len(self.y)))])
-        value = (self.slot[0, at[order]] * self.unit).astype(self.dtype)
-        codes = SparseCodes(self.shape, start.astype(np.int64), self.key[at[order]], value)
+        slots = self.begin, self.count, self.key, self.slot, self.unit
+        held = kernels.take(*slots, np.empty(0, np.int64), np.empty(0, self.dtype))
+        start = np.concatenate([[0], np.cumsum(held.reshape(len(self.y), -1).sum(axis=1))])
+        index, value = np.empty(start[-1], np.int64), np.empty(start[-1], self.dtype)
+        kernels.take(*slots, index, value)
+        if self.PH > 1:
+            order = np.lexsort((index, np.repeat(np.arange(len(self.y)), np.diff(start))))
+            index, value = index[order], value[order]
+        codes = SparseCodes(self.shape, start, index, value)
         return Solution(codes, primal * self.unit**2, np.maximum(gap, 0) * self.unit**2, n_iter)

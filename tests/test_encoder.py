@@ -176,3 +176,50 @@ def test_codes_on_both_sides_of_a_tile_border_are_solved_together(rng):
     solution = solve(y, D, np.full(1, 0.02), (1,), tol=1e-10)
     assert solution.relative_gap <= 1e-10
     assert solution.n_iter <= 10
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["plain", "mask", "weights", "positive"])
+def test_certificates_of_images_hold_though_most_correlations_are_left_out(stride, kind, rng):
+    """A much finer solution lies no lower than each certificate says; 9 atoms, tiles of odd sizes."""
+    from emdl.encoder import solve
+
+    y, D = image(rng, (71, 94))
+    options = {"mask": rng.random(y.shape) < 0.9} if kind == "mask" else {"positive": kind == "positive"}
+    shape = emdl.analyze(y, D, stride=stride).shape
+    penalty = np.full(9, 0.05 * emdl.lambda_max(y, D, stride=stride))
+    if kind == "weights":
+        penalty = penalty[0] * rng.uniform(0.5, 2, shape)
+    steps = [solve(y, D, penalty, (stride, stride), tol=tol, **options) for tol in (0.1, 1e-2, 1e-4, 1e-8)]
+    for step in steps:
+        assert steps[-1].primal[0] >= step.primal[0] - step.gap[0]
+    assert [step.relative_gap <= tol for step, tol in zip(steps, (0.1, 1e-2, 1e-4, 1e-8), strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize("make", [image, recording])
+def test_a_start_where_nothing_is_seen_is_let_go(make, rng):
+    """Below an atom that lies under the mask the objective knows the penalty alone."""
+    y, D = make(rng, (40, 41)) if make is image else make(rng, 1500)
+    mask = np.ones(y.shape, bool)
+    mask[..., 10:30] = False
+    z0 = np.zeros_like(emdl.analyze(y, D))
+    z0[..., 12] = 3.0
+    D, z0 = (D, z0) if make is image else (D[..., 10:25], np.zeros((1, 3, 1486)))
+    z0[..., 12] = 3.0
+    z = emdl.encode(y, D, 0.3, tol=1e-8, mask=mask, z0=z0)
+    assert not z[..., 12].any()
+
+
+def test_memory_beyond_signal_and_result_is_less_than_three_signals(rng):
+    import tracemalloc
+
+    y, D = recording(rng, 1_000_000)
+    y, D = y.astype(np.float32), D.astype(np.float32)
+    lmbd = 0.1 * emdl.lambda_max(y, D)
+    emdl.encode(y, D, lmbd, tol=1e-3, positive=True, sparse=True)  # what is compiled or loaded does not count
+    tracemalloc.start()
+    codes = emdl.encode(y, D, lmbd, tol=1e-3, positive=True, sparse=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 1000 < codes.n_nonzero < 30_000
+    assert peak - codes.index.nbytes - codes.value.nbytes < 3 * y.nbytes

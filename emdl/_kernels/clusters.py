@@ -14,7 +14,7 @@ from emdl._kernels.patches import add_patch, dot_patch
 MOST = 320  # codes solved together; longer runs are cut, elsewhere in every other round
 TURNS = 12  # solves and looks around them, in a row, in one tile
 LEAST = 1e-11  # pivot over the squared norm of the atom, below which an exact step is left out
-FALL = 0.5  # idle codes get a slot above 1 + FALL * (worst of the block - 1)
+FALL = 0.7  # idle codes get a slot above 1 + FALL * (worst of the block - 1)
 FINE = 0.1  # share of the violation left in a tile that is left in a cluster
 
 
@@ -182,7 +182,7 @@ def admit(
                         key[filled], slot[0, filled] = (a + p) * K + k, 0
                         slot[1, filled] = weights[first + a + p if by_position else 0, k]
                         norm = _overlap(D, mask, s, (a + p) * sw, k, k, 0) if mask.size else norms[k]
-                        slot[2, filled], slot[3, filled] = norm, 1 / norm if norm > 0 else 0.0
+                        slot[2, filled] = 1 / norm if norm > 0 else 0.0
                         filled += 1
     count[t] = filled - begin[t]
 
@@ -190,14 +190,17 @@ def admit(
 @part
 def survey(
     t, s, j0, j1, r, only, bank, D, mask, weights, by_position, norms, sw, PW, size, positive, bw, least, begin, count,
-    key, slot, tension, peak, sums, c, high,
+    key, slot, tension, peak, grain, sums, c, high,
 ):  # fmt: skip
     """Do as `solver.sweep` on one axis."""
     K, g0, top = D.shape[0], s * ((PW + size[1] - 1) // size[1]), 0.0
     heights(s, j0, j1, r, bank, D, weights, by_position, sw, PW, positive, c, high)
-    for p in range(j1 - j0):
-        peak[s, 0, j0 + p] = high[p]
-        top = max(top, np.float64(high[p]))
+    for q in range((j1 - j0 + grain - 1) // grain):
+        best = high[q * grain]
+        for p in range(q * grain + 1, min((q + 1) * grain, j1 - j0)):
+            best = high[p] if high[p] > best else best
+        peak[s, 0, j0 // grain + q] = best
+        top = max(top, np.float64(best))
     if only:
         sums[6, t] = top
         return
@@ -227,7 +230,7 @@ def survey(
 def move_slot(m, to, key, slot):
     """Copy slot m to another place."""
     key[to] = key[m]
-    for f in range(4):
+    for f in range(3):
         slot[f, to] = slot[f, m]
 
 
@@ -273,13 +276,13 @@ def sort_by_key(start, middle, stop, key, slot):
         at, e = key[m], m
         if key[m - 1] <= at:
             continue
-        z, penalty, norm, inverse = slot[0, m], slot[1, m], slot[2, m], slot[3, m]
+        z, penalty, inverse = slot[0, m], slot[1, m], slot[2, m]
         while e > start and key[e - 1] > at:
             key[e] = key[e - 1]
-            for f in range(4):
+            for f in range(3):
                 slot[f, e] = slot[f, e - 1]
             e -= 1
-        key[e], slot[0, e], slot[1, e], slot[2, e], slot[3, e] = at, z, penalty, norm, inverse
+        key[e], slot[0, e], slot[1, e], slot[2, e] = at, z, penalty, inverse
 
 
 @part
@@ -295,7 +298,7 @@ def solve_cluster(
         k, p = key[members[q]] % K, key[members[q]] // K
         c[q] = dot_patch(flat, start + p * sw, patch, atoms, k * length)
         z[q], penalty[q] = slot[0, members[q]], slot[1, members[q]]
-        A[q, q] = slot[2, members[q]]
+        A[q, q] = 1 / slot[2, members[q]] if slot[2, members[q]] > 0 else 0.0
         for e in range(q):
             j = key[members[e]] // K
             lag = (p - j) * sw
@@ -315,7 +318,7 @@ def solve_cluster(
                 for row in patch:
                     for lane in range(8):
                         flat[place + row + lane] *= masks[place + row + lane]
-            moved = max(moved, abs(np.float64(step)) * slot[2, at] / slot[1, at])
+            moved = max(moved, abs(np.float64(step)) / (slot[1, at] * slot[2, at]) if slot[2, at] > 0 else np.inf)
             slot[0, at] = slot[0, at] + np.float64(step) if z[q] != 0 else 0.0
     return moved
 
@@ -380,7 +383,8 @@ def _descend(m, A, c, z, penalty, positive):
 def _update(q, m, A, c, z, penalty, positive):
     """Go to the minimum over code q alone."""
     a = A[q, q]
-    if not a > 0:
+    if not a > 0:  # nothing of the atom is seen
+        z[q] = 0
         return
     u = z[q] * a + c[q]
     new = max(abs(u) - penalty[q], 0.0) / a

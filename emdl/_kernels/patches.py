@@ -131,9 +131,8 @@ def correlate_group(typingctx, signal, base, taps, bank, at, hidden, sign, out, 
         lanes = 64 // size
         vector = ir.VectorType(context.get_data_type(kind.dtype), lanes)
         bits, word = ir.VectorType(ir.IntType(8 * size), lanes), ir.IntType(lanes)
-        x, offsets, d, o, h = (
-            context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 3, 7, 9)
-        )
+        arrays = [context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 3, 7, 9)]
+        x, offsets, d, o, h = arrays
         zero, vectors = ir.Constant(vector, [0.0] * lanes), range(16 // lanes)
         totals = [[[cgutils.alloca_once_value(builder, zero) for _ in vectors] for _ in range(4)] for _ in range(2)]
 

@@ -6,7 +6,8 @@ number ``(s * n_rows + row) * n_columns + column``. It owns the samples from its
 and a list of *slots*, its active codes, sorted by cell: entries ``begin[t]`` to ``begin[t] + count[t]`` of the arrays
 
     key    int64        position * K + atom, within the signal
-    slot   float64      (4, capacity): code z, its penalty, squared norm of its atom and one over that
+    slot   float64      (3, capacity): code z, its penalty, one over the squared norm of its atom (0: nothing is seen)
+    spot   int32        (3, capacity): row, column and atom, on two axes alone
 
 ``cell`` (2, n_cells) holds where the slots of each cell begin and end, ``tension`` (n_cells) by how much its codes may
 violate their conditions, in units of the penalty; only cells whose tension is too high are worked on. Tiles that are
@@ -52,10 +53,12 @@ def refresh(
     for q in range(patch.size):
         row = q // (padded // 8)
         patch[q] = (row // h * high + row % h) * wide + q % (padded // 8) * 8
+    n = right - left
     for c in range(C):
         for i in range(bottom - top):
-            for j in range(right - left):
-                own[c, h - 1 + i, w - 1 + j] = scale * np.float64(y[s, c, top + i, left + j])
+            row, seen = own[c, h - 1 + i, w - 1 :], y[s, c, top + i, left:right]
+            for j in range(n):
+                row[j] = scale * np.float64(seen[j])
     penalty, flat = 0.0, own.reshape(-1)
     for up in range(2):
         for back in range(2):
@@ -66,7 +69,10 @@ def refresh(
                 z = slot[0, m]
                 if z == 0:
                     continue
-                i, j, k = where(m, key, spot, K, PW)
+                if spot.size:
+                    i, j, k = np.int64(spot[0, m]), np.int64(spot[1, m]), np.int64(spot[2, m])
+                else:
+                    i, j, k = np.int64(0), key[m] // K, key[m] % K
                 i, j = i * sh - top + h - 1, j * sw - left + w - 1
                 if up + back == 0:
                     penalty += slot[1, m] * abs(z)
@@ -75,28 +81,22 @@ def refresh(
     energy, cross = 0.0, 0.0
     for c in range(C):
         for i in range(bottom - top):
+            row, seen = own[c, h - 1 + i, w - 1 :], y[s, c, top + i, left:right]
+            rest = r[s, c, top + i, left:right]
             if mask.size:
-                for j in range(right - left):
-                    own[c, h - 1 + i, w - 1 + j] *= mask[s, c, top + i, left + j]
-            for j in range(right - left):
-                e = own[c, h - 1 + i, w - 1 + j]
+                for j in range(n):
+                    row[j] *= mask[s, c, top + i, left + j]
+            for j in range(n):
+                e = row[j]
                 energy += e * e
-                cross += e * scale * np.float64(y[s, c, top + i, left + j])
-                r[s, c, top + i, left + j] = e
+                cross += e * (scale * np.float64(seen[j]))
+                rest[j] = e
             if change.size:
-                note_change(c, r[s, c, top + i], before[s, c, top + i], left, right, change[s, top + i])
-                for j in range(left, right):
-                    before[s, c, top + i, j] = r[s, c, top + i, j]
+                last = before[s, c, top + i, left:right]
+                note_change(c, rest, last, change[s, top + i, left:right])
+                for j in range(n):
+                    last[j] = rest[j]
     sums[0, t], sums[1, t], sums[2, t] = energy, cross, penalty
-
-
-@part
-def where(m, key, spot, K, PW):
-    """Return position and atom of slot m."""
-    if spot.size:
-        return np.int64(spot[0, m]), np.int64(spot[1, m]), np.int64(spot[2, m])
-    p = key[m] // K
-    return p // PW, p % PW, key[m] % K
 
 
 @part
@@ -110,9 +110,9 @@ def owned(t, y, sh, sw, rows, columns):
 
 
 @part
-def note_change(c, new, old, left, right, change):
+def note_change(c, new, old, change):
     """Add the squared difference of two rows of samples, of channel c, to those of the channels before."""
-    for j in range(left, right):
+    for j in range(change.size):
         square = (new[j] - old[j]) * (new[j] - old[j])
         change[j] = square if c == 0 else change[j] + square
 
@@ -306,14 +306,14 @@ def lay_out(x, start, C, h, w, H, width, i, j, sw, window):
 def copy_slot(m, to, key, slot, spot):
     """Copy slot m to another place."""
     key[to] = key[m]
-    for f in range(4):
+    for f in range(3):
         slot[f, to] = slot[f, m]
     for f in range(spot.shape[0]):
         spot[f, to] = spot[f, m]
 
 
 @part
-def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, theta, change, sums):
+def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, grain, peak, theta, change, sums):
     """Divide the residual that tile t owns by the largest |correlation| / penalty > 1 of the codes above each sample.
 
     The result, in `theta`, comes from `theta` itself when this is done `again`; ``sums[4:6, t] = <y, theta>, energy``.
@@ -324,7 +324,7 @@ def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, the
     for i in range(max(0, (top - h + sh) // sh), min(PH, (bottom - 1) // sh + 1)):
         line[:] = 1
         for j in range(max(0, (left - w + sw) // sw), min(PW, (right - 1) // sw + 1)):
-            value = peak[s, i, j]
+            value = peak[s, i, j // grain]
             if value > 1:
                 for e in range(max(left, j * sw) - left, min(right, j * sw + w) - left):
                     line[e] = max(line[e], value)
@@ -341,7 +341,9 @@ def shrink(t, again, y, scale, r, h, w, sh, sw, rows, columns, PH, PW, peak, the
                 energy += np.float64(value) * np.float64(value)
                 cross += np.float64(value) * scale * np.float64(y[s, c, top + a, left + e])
             if change.size:
-                note_change(c, theta[s, c, top + a], r[s, c, top + a], left, right, change[s, top + a])
+                note_change(
+                    c, theta[s, c, top + a, left:right], r[s, c, top + a, left:right], change[s, top + a, left:right]
+                )
     sums[4, t], sums[5, t] = cross, energy
 
 
@@ -372,7 +374,7 @@ def sort_slots(s, i0, i1, j0, j1, start, stop, PH, PW, size, key, slot, spot, ce
     for q in range(home.size):
         m = cell[1, home[q]]
         key[m] = old_key[q]
-        for f in range(4):
+        for f in range(3):
             slot[f, m] = old_slot[f, q]
         for f in range(3):
             spot[f, m] = old_spot[f, q]
@@ -407,8 +409,7 @@ def set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, m, slot):
                 for b in range(D.shape[3]):
                     norm += np.float64(D[k, c, a, b]) ** 2 * mask[s, c, i * sh + a, j * sw + b]
     slot[1, m] = weights[first + i * PW + j if first >= 0 else 0, k]
-    slot[2, m] = norm
-    slot[3, m] = 1 / norm if norm > 0 else 0.0
+    slot[2, m] = 1 / norm if norm > 0 else 0.0
 
 
 @jit
@@ -459,9 +460,9 @@ def descend(
                         if old == 0 and turn > 0:
                             continue
                         at = corner + np.int64(spot[0, m]) * sh * width + np.int64(spot[1, m]) * sw
-                        atom, inverse = np.int64(spot[2, m]) * length, slot[3, m]
+                        atom, inverse = np.int64(spot[2, m]) * length, slot[2, m]
                         u = old + np.float64(dot_patch(r, at, patch, atoms, atom)) * inverse
-                        new = max(abs(u) - slot[1, m] * inverse, 0.0)
+                        new = max(abs(u) - slot[1, m] * inverse, 0.0) if inverse > 0 else 0.0
                         if u < 0:
                             new = 0.0 if positive else -new
                         step = r.dtype.type(new - old)
@@ -472,7 +473,7 @@ def descend(
                                 for row in patch:
                                     for lane in range(8):
                                         r[at + row + lane] *= mask[at + row + lane]
-                            worst = max(worst, abs(new - old) * slot[2, m] / slot[1, m])
+                            worst = max(worst, abs(new - old) / (slot[1, m] * inverse)) if inverse > 0 else np.inf
                     if worst <= enough:
                         break
                     moved = max(moved, worst)
@@ -491,8 +492,8 @@ def descend(
 
 def _act_on_plane(
     what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
-    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
-    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, grain,
+    change, bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
     n_columns, x = columns.size - 1, flat if what == 1 else shrunk
     i, j = t // n_columns % (rows.size - 1), t % n_columns
@@ -511,14 +512,14 @@ def _act_on_plane(
 
 def _act_on_line(
     what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
-    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
-    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, grain,
+    change, bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
     j, start, x = t % (columns.size - 1), s * (flat.size // r.shape[0]), r if what == 1 else theta
     if what != 2:
         survey(
             t, s, columns[j], columns[j + 1], x, what == 4, bank, D, mask, weights, by_position, norms, sw, PW, size,
-            positive, bw, 0.1 * tol, begin, count, key, slot, tension, peak, sums, c, high,
+            positive, bw, 0.1 * tol, begin, count, key, slot, tension, peak, grain, sums, c, high,
         )  # fmt: skip
     elif control[5] % 4 < 2:
         fresh, odd = control[6] > 0 and control[5] < 2, control[5] // 4 % 2 == 1
@@ -544,8 +545,8 @@ def act(*arguments):
 @overload(act, jit_options=OPTIONS)
 def _choose(
     what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms, reach, sh, sw,
-    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, change,
-    bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
+    rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell, tension, r, theta, peak, grain,
+    change, bound, flat, shrunk, sums, enough, tol, passes, turns, c, high, room,
 ):  # fmt: skip
     return _act_on_plane if isinstance(gram, types.NoneType) else _act_on_line
 
@@ -553,7 +554,7 @@ def _choose(
 @jit
 def work(
     leader, control, todo, y, scale, mask, masks, D, bank, taps, atoms, patch, gram, most, weights, by_position, sh, sw,
-    rows, columns, PH, PW, size, positive, bh, bw, norms, reach, begin, count, key, slot, spot, cell, tension,
+    rows, columns, PH, PW, size, grain, positive, bh, bw, norms, reach, begin, count, key, slot, spot, cell, tension,
     r, theta, peak, change, bound, flat, shrunk, sums, enough, tol, max_iter, rounds, passes, turns, result,
 ):  # fmt: skip
     """Minimise: the leader decides what comes next, and all workers take tiles from its list until it is done.
@@ -593,12 +594,12 @@ def work(
                 r,
                 theta,
             )
-            if state[0] == 2 and state[2] != turn and state[2] % EVERY == 0:
+            if PH > 1 and state[0] == 2 and state[2] != turn and state[2] % EVERY == 0:
                 for s in range(result.shape[1]):
                     if not result[2, s]:
                         conjugate(
-                            s, STEPS, flat, atoms, patch, masks, K, sh, sw, r.shape[3], PW, per_signal, y.shape[0],
-                            enough, begin, count, key, slot, spot, tension,
+                            s, STEPS, flat, atoms, patch, masks, sh, sw, r.shape[3], per_signal, y.shape[0], enough,
+                            begin, count, slot, spot, tension,
                         )  # fmt: skip
             turn = state[2]
             control[3], control[4], control[5] = state[0], state[6], 4 * state[2] + state[3]
@@ -627,15 +628,15 @@ def work(
                 )  # fmt: skip
             elif what == 3:
                 shrink(
-                    t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, peak, theta,
-                    change, sums,
+                    t, control[4] > 1, y, scale, r, D.shape[2], D.shape[3], sh, sw, rows, columns, PH, PW, grain, peak,
+                    theta, change, sums,
                 )  # fmt: skip
             else:
                 act(
                     what, t, s, control, D, bank, taps, atoms, patch, gram, mask, masks, weights, by_position, norms,
                     reach, sh, sw, rows, columns, PH, PW, size, positive, bh, bw, begin, count, key, slot, spot, cell,
-                    tension, r, theta, peak, change, bound, flat, shrunk, sums, enough, tol, passes, turns, c, high,
-                    room,
+                    tension, r, theta, peak, grain, change, bound, flat, shrunk, sums, enough, tol, passes, turns, c,
+                    high, room,
                 )  # fmt: skip
             fetch_add(control, 1, 1)
         if total == 0:
@@ -651,8 +652,8 @@ def work(
 
 @part
 def conjugate(
-    s, steps, flat, atoms, patch, masks, K, sh, sw, width, PW, per_signal, n_signals, enough, begin, count, key, slot,
-    spot, tension,
+    s, steps, flat, atoms, patch, masks, sh, sw, width, per_signal, n_signals, enough, begin, count, slot, spot,
+    tension,
 ):  # fmt: skip
     """Minimise over the codes of signal s that are not zero, signs held, by conjugate gradients; keep what is lower."""
     cells, tense = tension.size // n_signals, 0
@@ -669,8 +670,8 @@ def conjugate(
             for m in range(begin[t], begin[t] + count[t]):
                 if slot[0, m] != 0:
                     if fill:
-                        i, j, atom[n] = where(m, key, spot, K, PW)
-                        which[n], place[n] = m, start + i * sh * width + j * sw
+                        place[n] = start + np.int64(spot[0, m]) * sh * width + np.int64(spot[1, m]) * sw
+                        which[n], atom[n] = m, spot[2, m] * length
                     n += 1
         if not fill:
             which, place, atom = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
@@ -681,7 +682,6 @@ def conjugate(
         before += 0.5 * np.float64(r[e]) ** 2
     for q in range(n):
         old[q] = slot[0, which[q]]
-        atom[q] *= length
         sign[q] = slot[1, which[q]] if old[q] > 0 else -slot[1, which[q]]
         before += abs(old[q]) * slot[1, which[q]]
     last, first = 0.0, 0.0
@@ -822,9 +822,10 @@ def plan(
 
 @part
 def _is_dirty(s, i0, i1, j0, j1, PH, PW, size, tension, enough):
-    for i in range(i0, i1, size[0]):
-        for j in range(j0, j1, size[1]):
-            if tension[cell_of(s, i, j, PH, PW, size)] > enough:
+    down, across = (PH + size[0] - 1) // size[0], (PW + size[1] - 1) // size[1]
+    for row in range(i0 // size[0], (i1 - 1) // size[0] + 1):
+        for g in range((s * down + row) * across + j0 // size[1], (s * down + row) * across + (j1 - 1) // size[1] + 1):
+            if tension[g] > enough:
                 return True
     return False
 
@@ -893,7 +894,21 @@ def move(begin, count, key, slot, spot, new_begin, new_key, new_slot, new_spot):
         shift = new_begin[t] - begin[t]
         for m in range(begin[t], begin[t] + count[t]):
             new_key[m + shift] = key[m]
-            for f in range(4):
+            for f in range(3):
                 new_slot[f, m + shift] = slot[f, m]
             for f in range(spot.shape[0]):
                 new_spot[f, m + shift] = spot[f, m]
+
+
+@jit
+def take(begin, count, key, slot, unit, index, value):
+    """Copy the codes that are not zero, times `unit`, to `index` and `value`; return how many each tile holds."""
+    held, n = np.zeros(count.size, np.int64), 0
+    for t in range(count.size):
+        for m in range(begin[t], begin[t] + count[t]):
+            if slot[0, m] != 0:
+                if index.size:
+                    index[n], value[n] = key[m], slot[0, m] * unit
+                n += 1
+                held[t] += 1
+    return held
