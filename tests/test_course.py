@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emdl import checkpoint as kept
-from emdl import em_fit, parts
+from emdl import em_fit, parts, synthesize
 from emdl.course import restored
 from emdl.errors import FileFormatError
 from emdl.optim import Optimizer
@@ -115,3 +115,26 @@ def test_codes_of_parts_come_back_as_the_steps_that_made_them(tmp_path, monkeypa
         with pytest.raises(FileFormatError, match="penalties and tolerances must be positive"):
             restored(state | {name: wrong}, plan, Optimizer(), np.random.default_rng(0))
     assert restored(state | {"state_chain_tol": np.ones(steps)}, plan, Optimizer(), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("rule", ["gcv", "sure"])
+def test_a_search_for_rates_goes_on_where_it_was(rule, tmp_path):
+    """It looks at its neighbours less often the less they move it, and has to know when it last did."""
+    z = (RNG.random((3, 2, 150)) < 0.03) * RNG.uniform(1, 2, (3, 2, 150))
+    D0 = RNG.standard_normal((2, 1, 7))
+    y = synthesize(z, D0) + 0.3 * RNG.standard_normal((3, 1, 156))
+    options = {"D0": D0, "learn_dictionary": False, "rng": 0, "tol": 0.0, "max_iter": 16, "lmbd_rule": rule}
+    whole = em_fit(y, 2, 7, **options)
+    assert (np.diff(whole.history["lmbd"]) == 0).any(), "there was no pause"
+    for stop in (1, 6, 9, 12):
+        path = tmp_path / f"{stop}.h5"
+
+        def interrupt(progress, stop=stop):
+            if progress.iteration == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            em_fit(y, 2, 7, **options, checkpoint=path, callback=interrupt)
+        found = em_fit(y, 2, 7, **options, checkpoint=path, resume=True)
+        np.testing.assert_array_equal(found.history["lmbd"], whole.history["lmbd"])
+        np.testing.assert_array_equal(found.model.lmbd, whole.model.lmbd)
