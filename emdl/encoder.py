@@ -33,7 +33,7 @@ from emdl.ops import (
 )
 
 _ROUNDS = 20  # over all tiles between two sweeps
-_DEPTH = {1: (10, 5), 2: (1, 2)}  # by axes: passes over the cells of a tile in a round, and over the codes of a cell
+_DEPTH = {1: (10, 5), 2: (1, 1)}  # by axes: passes over the cells of a tile in a round, and over the codes of a cell
 _SMALL = 10_000_000  # multiplications of one sweep, below which a second thread costs more than it brings
 _TABLE = 65536  # inner products of atoms that are kept, at most
 _ROWS = 32  # of code positions in a tile of an image
