@@ -61,8 +61,9 @@ def resolve(x, P, ready, found, unit_length):
         return found
     fresh = np.ones(P.shape[1], np.bool_)
     first, last = (min(round(part * unit_length), ready.templates.shape[3]) for part in _WINDOW)
+    left = np.empty_like(x)
     for _ in range(_PASSES):
-        left = x.copy()
+        np.copyto(left, x)
         kernels.subtract(left, ready.templates, ready.near, found[1], found[2], found[0], found[3])
         suspect = excess(left, ready.near, found[1], found[0], first, last, ready.density) > _MORE
         suspect &= fresh[found[0]]
