@@ -337,7 +337,7 @@ class _Descent:
         short = 2 * self.count > room if self.PH == 1 else self.count + self.room > room
         if not first and not short.any():
             return
-        more = self.count + self.room // 2 + 32 if self.PH == 1 else self.count // 2 + 8 * self.room + 32
+        more = 2 * self.count + self.room + 32 if self.PH == 1 else self.count // 2 + 8 * self.room + 32
         begin = np.concatenate([[0], np.cumsum(np.where(short | first, self.count + more, room))])
         key, slot = np.empty(begin[-1], np.int64), np.empty((3, begin[-1]))
         spot = np.empty((3 if self.PH > 1 else 0, begin[-1]), np.int32)
