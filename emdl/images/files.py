@@ -123,7 +123,7 @@ def _explained(path):
         raise FileFormatError(f"{path} is no picture that can be read; wanted PNG, JPEG, TIFF, WebP or BMP") from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise FileFormatError(f"cannot read {path}: {error.strerror}") from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, *tiff.errors()) as error:
         raise FileFormatError(f"cannot read {path}, it is damaged or cut short: {error}") from error
 
 

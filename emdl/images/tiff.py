@@ -1,5 +1,6 @@
 """TIFF: every page with its numbers, and the tags that go along with them."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -39,6 +40,12 @@ def read(path):
             return
         for number, page in enumerate(file.pages):
             yield _picture(path, page.aspage(), _array(path, page.aspage(), number), file.is_bigtiff)
+
+
+def errors():
+    """Return what tifffile calls its own errors, if it is in use: older versions have no ValueError."""
+    tifffile = sys.modules.get("tifffile")
+    return () if tifffile is None else (tifffile.TiffFileError,)
 
 
 def count(path):
