@@ -10,9 +10,13 @@ and a list of *slots*, its active codes, sorted by cell: entries ``begin[t]`` to
     spot   int32        (3, capacity): row, column and atom, on two axes alone
 
 ``cell`` (2, n_cells) holds where the slots of each cell begin and end, ``tension`` (n_cells) by how much its codes may
-violate their conditions, in units of the penalty; only cells whose tension is too high are worked on. Tiles that are
-not neighbours do not meet, so four colours of tiles, one after the other, can be shared among threads without changing
-a bit of the result. Codes and sums are float64; signals, atoms and correlations have the dtype of the data.
+violate their conditions, in units of the penalty; only cells whose tension is too high are worked on. On two axes
+``bound`` (n, PH, strips of 16 positions, groups of 4 atoms) bounds the heights, |correlation| / penalty, of codes
+without a slot, and ``change`` (n, H, W) the squared change of the residual since the last sweep, by which it grows.
+
+Tiles that are not neighbours do not meet, so four colours of tiles, one after the other, can be shared among threads
+without changing a bit of the result. Codes and sums are float64; signals, atoms and correlations have the dtype of the
+data.
 """
 
 import numpy as np
@@ -220,7 +224,7 @@ def sweep(
         limits(b1 - b0, j1 - j0, strips * 16, bh, bw, high)
         for i in range(b0, b1):
             for strip in range(strips):
-                line, e, least = ((i - b0) * strips + strip) * 16, ((i - b0) * strips + strip) * groups, high[0]
+                line, e = ((i - b0) * strips + strip) * 16, ((i - b0) * strips + strip) * groups
                 least = high[line]
                 for p in range(16):
                     least = min(least, high[line + p])
@@ -237,8 +241,8 @@ def sweep(
                         key[filled], slot[0, filled] = (i * PW + j) * K + k, 0
                         spot[0, filled], spot[1, filled], spot[2, filled] = i, j, k
                         set_slot(D, mask, weights, norms, s, first, i, j, sh, sw, PW, k, filled, slot)
-                        cell_here = cell_of(s, i, j, PH, PW, size)
-                        tension[cell_here] = max(tension[cell_here], np.float64(value) - 1)
+                        home = cell_of(s, i, j, PH, PW, size)
+                        tension[home] = max(tension[home], np.float64(value) - 1)
                         filled += 1
                     bound[((s * PH + i) * per_row + j0 // 16 + strip) * groups + g] = level(rest)
     if only:
