@@ -2,7 +2,7 @@
 
 from emdl.errors import InputError
 
-from . import files, report, screen, search, source
+from . import files, report, screen, search, source, workers
 
 
 def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume, force, quiet, as_json, dask=None):
@@ -54,10 +54,10 @@ def detect_spikes(what, model_path, output, *, device, checkpoint_every, resume,
     with storage.lock(output), screen.notes(quiet=quiet):
         check()
         recording, model = _open(what, model_path, quiet)
-        with screen.compile_notice(quiet=quiet):
+        with workers.of(dask, quiet=quiet) as client, screen.compile_notice(quiet=quiet):
             spikes = search.find(
                 recording, model, checkpoint, device=device, checkpoint_every=checkpoint_every, resume=resume,
-                quiet=quiet, partial=output, dask=dask,
+                quiet=quiet, partial=output, client=client,
             )  # fmt: skip
             rows = sorting.assess(recording, model, spikes)
         files.save_sorting(output, sorting.Sorting(recording, model, spikes, rows))
@@ -88,9 +88,9 @@ def _to_stdout(what, model_path, device, quiet, dask):
     screen.name_device(device, quiet=quiet)
     with screen.notes(quiet=quiet):
         recording, model = _open(what, model_path, quiet)
-        with screen.compile_notice(quiet=quiet):
+        with workers.of(dask, quiet=quiet) as client, screen.compile_notice(quiet=quiet):
             found = search.find(
-                recording, model, None, device=device, checkpoint_every=0, resume=False, quiet=quiet, dask=dask
+                recording, model, None, device=device, checkpoint_every=0, resume=False, quiet=quiet, client=client
             )
         source.warn_of_growth(recording)
     screen.put(tables.to_csv(found).rstrip("\n"))

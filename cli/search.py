@@ -3,12 +3,12 @@
 import shlex
 import sys
 
-from . import files, screen, signals, workers
+from . import files, screen, signals
 
 _FLAGS = ("--resume", "--force", "-f")
 
 
-def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quiet, partial=None, dask=None):
+def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quiet, partial=None, client=None):
     """Return the spikes of a recording; when interrupted, write those found so far and say how to go on.
 
     Parameters
@@ -29,7 +29,7 @@ def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quie
         Show no progress.
     partial : Path, optional
         Where spikes found before an interrupt go.
-    dask : str, optional
+    client : distributed.Client, optional
         Whose workers search, see `workers.of`.
 
     Returns
@@ -42,11 +42,7 @@ def find(recording, model, checkpoint, *, device, checkpoint_every, resume, quie
     if checkpoint is not None:
         keep["resume"] = resume
     try:
-        with (
-            workers.of(dask, quiet=quiet) as client,
-            screen.searching(quiet=quiet) as show,
-            signals.after_the_iteration(show) as progress,
-        ):
+        with screen.searching(quiet=quiet) as show, signals.after_the_iteration(show) as progress:
             return sorting.find(recording, model, device=device, progress=progress, client=client, **keep)
     except (KeyboardInterrupt, signals.Stopped):
         if checkpoint is not None and checkpoint.exists():

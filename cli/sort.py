@@ -7,7 +7,7 @@ import time
 
 from emdl.errors import InputError
 
-from . import files, report, screen, search, signals, source
+from . import files, report, screen, search, signals, source, workers
 
 DEFAULT = "emdl-sorted.csv"
 
@@ -62,8 +62,8 @@ def sort_recording(
     with storage.lock(names["spikes"]), screen.notes(quiet=quiet):
         check()
         recording = source.read(what, quiet=quiet)
-        with screen.compile_notice(quiet=quiet):
-            result = _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, dask)
+        with workers.of(dask, quiet=quiet) as client, screen.compile_notice(quiet=quiet):
+            result = _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, client)
             _write(names, result, learn, model_path, quiet)
         for path in kept.values():
             path.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _refuse_suffixes(names):
         raise InputError(f"{twice} would be written twice; choose different names")
 
 
-def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, dask):
+def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, quiet, client):
     """Return the `Sorting`; what was saved before an interrupt is gone on from."""
     from emdl import spikes
     from emdl.spikes import sorting
@@ -144,7 +144,7 @@ def _sort(recording, learn, names, kept, model_path, checkpoint_every, resume, q
         raise
     found = search.find(
         recording, model, kept["search"], device=learn["device"], checkpoint_every=checkpoint_every, resume=resume,
-        quiet=quiet, partial=names["spikes"], dask=dask,
+        quiet=quiet, partial=names["spikes"], client=client,
     )  # fmt: skip
     return sorting.Sorting(recording, model, found, sorting.assess(recording, model, found))
 

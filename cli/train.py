@@ -63,8 +63,8 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
     with storage.lock(output), screen.notes(quiet=quiet):
         check()  # another run may have written them since
         recording = source.read(what, quiet=quiet)
-        with screen.compile_notice(quiet=quiet):
-            model, spikes = _learn(recording, learn | kept, quiet, dask)
+        with workers.of(dask, quiet=quiet) as client, screen.compile_notice(quiet=quiet):
+            model, spikes = _learn(recording, learn | kept, quiet, client)
             _write(outputs, recording, model, spikes)
         checkpoint.unlink(missing_ok=True)
     facts = report.of_training(recording, model, spikes, outputs, time.monotonic() - started, learn["rng"])
@@ -76,7 +76,7 @@ def train_spikes(what, output, learn, *, plot, checkpoint_every, resume, force, 
         screen.put_renderables(*report.as_text(facts, (detect, shlex.join(["emdl", "info", str(output)]))))
 
 
-def _learn(recording, learn, quiet, dask):
+def _learn(recording, learn, quiet, client):
     from emdl import spikes
     from emdl.spikes import sorting
 
@@ -87,8 +87,7 @@ def _learn(recording, learn, quiet, dask):
                 recording.without_gaps(), recording.fs, callback=callback, positions=recording.positions, **given
             )
         source.warn_of_units(model, quiet=quiet)
-        with workers.of(dask, quiet=quiet) as client:
-            return model, sorting.find(recording, model, device=learn["device"], client=client)
+        return model, sorting.find(recording, model, device=learn["device"], client=client)
     except (KeyboardInterrupt, signals.Stopped):
         _say_how_to_go_on(learn["checkpoint"])
         raise

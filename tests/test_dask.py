@@ -479,6 +479,19 @@ def test_the_commands_compute_on_workers(recording, local, client, folder, capsy
     assert f"2 workers with 2 threads at {client.scheduler.address}; " in said
     assert run(["detect", str(path), *about, "-m", str(folder / "model.h5"), "-o", str(folder / "b.csv")]) == 0
     assert (folder / "a.csv").read_bytes() == (folder / "b.csv").read_bytes()
+    for job, out in (("sort", "c.csv"), ("train", "d.h5")):
+        assert run([job, str(path), *about, "-o", str(folder / out), "--max-iter", "1", *where]) == 0
+        assert "2 workers with 2 threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("job", "out"), [("sort", "none.csv"), ("train", "none.h5")])
+def test_a_scheduler_that_does_not_answer_is_told_before_the_learning(job, out, recording, folder, monkeypatch, capsys):
+    path, fs = recording
+    monkeypatch.setattr(cluster, "_CONNECT", 0.5)
+    monkeypatch.setattr(spikes, "fit", lambda *_, **__: pytest.fail("it has begun to learn"))
+    about = ["--dtype", "int16", "--channels", "4", "--fs", f"{fs:g}"]
+    assert run([job, str(path), *about, "-o", str(folder / out), "--dask", "tcp://127.0.0.1:9"]) == 2
+    assert "no scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_workers_denoise_the_pictures_of_a_folder(local, client, folder, rng, capsys):

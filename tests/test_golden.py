@@ -42,7 +42,7 @@ def test_bits_are_those_of_the_last_time_on_a_machine_like_this_one(job, results
 
 @pytest.mark.parametrize("job", jobs.JOBS)
 def test_bits_do_not_depend_on_the_threads_nor_on_the_run(job, results, monkeypatch):
-    """Threads of emdl and of linear algebra: one, then more than there are processors."""
+    """Threads of emdl and of linear algebra: one, instead of one for each processor."""
     wanted = make.digests(results(job))
     monkeypatch.setattr(backend, "n_threads", lambda: 1)
     with threadpoolctl.threadpool_limits(1):
