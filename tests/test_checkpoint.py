@@ -289,12 +289,12 @@ def test_a_fit_killed_again_and_again_inside_its_writes_ends_with_the_same_bits(
     whole = em_fit(simulated.y, 2, SHAPE, rng=5, max_iter=12, positive=True, tol=1e-9)
     for at, number in (("data set", 40), ("fsync", 3), ("rename", 2), ("unlink", 2)):
         process = start(tmp_path, at, number)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, said
         if (tmp_path / "c.h5").exists():
             assert kept.read(tmp_path / "c.h5", "em_fit")["iteration"] >= 1
     process = start(tmp_path)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_array_equal(found["D"], whole.model.D)

@@ -738,6 +738,15 @@ def conjugate(
 
 
 @part
+def _keep(theta, r, s):
+    """Copy a plane; an assignment of slices takes three seconds to compile, for the words of its errors."""
+    for c in range(r.shape[1]):
+        for i in range(r.shape[2]):
+            for j in range(r.shape[3]):
+                theta[s, c, i, j] = r[s, c, i, j]
+
+
+@part
 def plan(
     state, todo, n_rows, n_columns, begin, count, sums, PH, PW, size, rows, columns, tension, enough,
     tol, max_iter, rounds, result, r, theta,
@@ -778,7 +787,7 @@ def plan(
             t = todo[q]
             state[5] |= PH > 1 and begin[t] + count[t] == begin[t + 1]
             if PH > 1 and state[0] == 4 and t % per_signal == 0:
-                theta[t // per_signal] = r[t // per_signal]  # the residual of the last sweep
+                _keep(theta, r, t // per_signal)  # the residual of the last sweep
         for s in range(enough.size):
             if PH == 1:
                 enough[s] = max(0.3 * enough[s], 0.01 * tol) if enough[s] > 0 else SETTLED * tol
