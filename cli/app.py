@@ -175,15 +175,9 @@ def train(
         learn = {"n_atoms": atoms, "n_layers": layers, "grey": not colour, "rng": seed}
         length = DEFAULT_MINUTES if minutes is None else minutes
         train_denoiser(
-            recording,
-            output or Path(DEFAULT_OUTPUT),
-            minutes=length,
-            learn=learn,
-            plot=plot,
-            dask=dask,
-            **kept,
-            **shown,
-        )
+            recording, output or Path(DEFAULT_OUTPUT), minutes=length, learn=learn, plot=plot, dask=dask,
+            **kept, **shown,
+        )  # fmt: skip
         return
     from .train import train_spikes
 

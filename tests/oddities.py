@@ -4,8 +4,16 @@ import pathlib
 import tempfile
 
 import numpy as np
+import pytest
 
 from emdl.errors import EmdlError, InputError, InputTypeError
+
+
+def assert_refused(call, words):
+    """Check that a call ends in an error of emdl that says these words."""
+    with pytest.raises(EmdlError) as caught:
+        call()
+    assert words in str(caught.value)
 
 
 def put(x, value):

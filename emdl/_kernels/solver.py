@@ -255,6 +255,7 @@ def sweep(
 
 @part
 def one_bit(q):
+    """Return 2 to the power q, the place of group q in a word."""
     return np.uint64(1) << np.uint64(q)
 
 
